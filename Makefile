@@ -1,0 +1,69 @@
+# Every target sets up .venv by itself: Python 3.11 or newer and make are all it takes.
+
+DATA   ?=
+CONFIG ?= edge
+RUN    ?=
+OUT    ?=
+VIDEO  ?=
+BUNDLE ?=
+ARGS   ?=
+
+PYTHON ?= python3
+PY     := .venv/bin/python
+SFN_RT := .venv/bin/sfn-rt
+STAMP  := .venv/.stamp
+
+# pip must not make another environment's packages look installed
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help demo train export eval test check bench clean
+.DELETE_ON_ERROR:
+
+help:  ## this text
+	@echo "usage: make TARGET [VARIABLE=value ...]"
+	@echo
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	  | while IFS='|' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "ARGS is passed on, as in: make train DATA=videos ARGS=--resume"
+
+demo: $(STAMP)  ## train, export, score, evaluate on made-up video, or on DATA=folder
+	$(PY) -m sfn_train demo --out demo $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+train: $(STAMP)  ## DATA=folder [CONFIG=edge] [RUN=runs/edge]: a run folder
+	$(call need,DATA,a folder of normal videos)
+	$(PY) -m sfn_train train --data "$(DATA)" --config "$(CONFIG)" --out "$(or $(RUN),runs/$(CONFIG))" $(ARGS)
+
+export: $(STAMP)  ## RUN=folder [OUT=bundle]: ONNX graphs, parity checked, in a bundle
+	$(call need,RUN,a run folder that `make train` wrote)
+	$(PY) -m sfn_export trace --run "$(RUN)" --out "$(or $(OUT),bundle)" $(ARGS)
+
+eval: $(STAMP)  ## DATA=folder [BUNDLE=bundle] [OUT=folder]: AUC and the rest
+	$(call need,DATA,a folder with test videos and labels)
+	$(SFN_RT) eval "$(DATA)" $(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+test: $(STAMP)  ## the tests; SFN_DATA=folder adds those on real video; ARGS="-m slow" the long ones
+	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+
+check: $(STAMP)  ## lint, format, types, import directions, installed versions
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PY) -m pip check
+
+bench: $(STAMP)  ## VIDEO=file [BUNDLE=bundle]: frames/s, end to end and by stage
+	$(call need,VIDEO,a video file or a folder of frames)
+	$(SFN_RT) bench "$(VIDEO)" $(if $(BUNDLE),--bundle "$(BUNDLE)") $(ARGS)
+
+clean:  ## remove the environment, the demo and the tools' caches; runs and bundles stay
+	rm -rf .venv demo dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp: an interrupted setup leaves it untouched, and the next `make` repairs the rest.
+$(STAMP): pyproject.toml scripts/bootstrap.py
+	$(PYTHON) scripts/bootstrap.py
+	@touch $@
+
+need = @test -n "$($(1))" || { echo "error: say $(1)=..., $(2); see make help" >&2; exit 2; }

@@ -1,0 +1,241 @@
+"""`sfn-rt`: each command parses, calls one function and prints what it answers.
+
+Exit codes: 0 done; 1 a bug, or a doctor's finding; 2 a mistake the user can repair, in one
+line on stderr; 3 the video broke off and what could be decoded was scored; 130 Ctrl-C.
+"""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sfn_rt import __version__
+from sfn_rt.exceptions import BundleError, SfnError
+
+if TYPE_CHECKING:
+    from sfn_rt.options import Answer
+
+EXIT_MISTAKE = 2
+EXIT_TRUNCATED = 3
+EXIT_INTERRUPTED = 130
+CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS}
+
+
+class Commands(TyperGroup):
+    """The one place where what was raised becomes a line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SfnError as error:
+            fail(str(error))
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            fail(f"{error.filename or 'output'}: {error.strerror}; choose another --out")
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def fail(message: str) -> None:
+    """One line, whatever the message was made of."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(EXIT_MISTAKE) from None
+
+
+# Plain help: rich would take longer to import than the rest of `--help` takes to run.
+app = typer.Typer(
+    cls=Commands,
+    name="sfn-rt",
+    help="Scores video for anomalies with a model that saw normal footage only.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+BundleOption = Annotated[
+    Path | None,
+    typer.Option("--bundle", help="Exported model; else $SFN_BUNDLE, else ./bundle."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Threads of the backend; by default it chooses.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+FpsOption = Annotated[
+    float | None, typer.Option(help="Frames a second, where the video does not state it.")
+]
+CaptionsOption = Annotated[
+    Path | None, typer.Option(help="Captions from a file, instead of describing what moves.")
+]
+TermsOption = Annotated[
+    str | None,
+    typer.Option(help="Terms of the score: visual,semantic,attribute; default all there are."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace results that are there.")]
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sfn-rt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Scores video for anomalies with a model that saw normal footage only."""
+
+
+@app.command()
+def score(
+    video: Annotated[Path, typer.Argument(help="A video file or a folder of frames.")],
+    bundle: BundleOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default out/<video's name>.")
+    ] = None,
+    threads: ThreadsOption = None,
+    report: Annotated[bool, typer.Option(help="Also a heat map video and report.html.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue after an interruption.")
+    ] = False,
+    force: ForceOption = False,
+    captions: CaptionsOption = None,
+    terms: TermsOption = None,
+    fps: FpsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score VIDEO: scores, events, curve, heat map, report."""
+    from sfn_rt.options import ScoreOptions, parse_terms
+
+    options = ScoreOptions(
+        out=out or Path("out") / (video.resolve().stem or "video"),
+        threads=threads,
+        report=report,
+        resume=resume,
+        force=force,
+        captions=captions,
+        terms=parse_terms(terms),
+        fps=fps,
+    )
+    chosen = choose_bundle(bundle)
+    from sfn_rt.pipeline import score_video  # imported late: `--help` loads no backend
+
+    summary = score_video(video, chosen, options)
+    print_answer(summary, as_json)
+    if summary.problem is not None:
+        typer.echo(f"warning: {video}: {summary.problem}", err=True)
+        raise typer.Exit(EXIT_TRUNCATED)
+
+
+@app.command("eval")
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A data folder with test videos and labels.")],
+    bundle: BundleOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default out/<data's name>.")
+    ] = None,
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+    captions: CaptionsOption = None,
+    terms: TermsOption = None,
+    fps: FpsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the scores of DATA against its labels."""
+    from sfn_rt.options import EvalOptions, parse_terms
+
+    options = EvalOptions(
+        out=out or Path("out") / (data.resolve().name or "data"),
+        threads=threads,
+        force=force,
+        captions=captions,
+        terms=parse_terms(terms),
+        fps=fps,
+    )
+    chosen = choose_bundle(bundle)
+    from sfn_rt.evaluate import evaluate_dataset
+
+    print_answer(evaluate_dataset(data, chosen, options), as_json)
+
+
+@app.command()
+def bench(
+    video: Annotated[Path, typer.Argument(help="A video file or a folder of frames.")],
+    bundle: BundleOption = None,
+    threads: ThreadsOption = None,
+    frames: Annotated[int, typer.Option(help="Frames to measure, after the warm-up.")] = 500,
+    warmup: Annotated[int, typer.Option(help="Frames to run before measuring.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure frames/s, end to end and by stage; JSON last."""
+    from sfn_rt.options import BenchOptions
+
+    options = BenchOptions(threads=threads, frames=frames, warmup=warmup)
+    chosen = choose_bundle(bundle)
+    from sfn_rt.bench import bench as measure
+
+    answer = measure(video, chosen, options)
+    if not as_json:
+        typer.echo(answer.text())
+    typer.echo(json.dumps(answer.to_json()))
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Exported model; else $SFN_BUNDLE, else ./bundle.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in a bundle, every file checked."""
+    chosen = choose_bundle(bundle)
+    from sfn_rt.bundle_info import inspect_bundle
+
+    print_answer(inspect_bundle(chosen), as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what is installed and works, and what to install."""
+    from sfn_rt.doctor import diagnose
+
+    diagnosis = diagnose()
+    print_answer(diagnosis, as_json)
+    if not diagnosis.can_score:
+        raise typer.Exit(1)
+
+
+def choose_bundle(option: Path | None) -> Path:
+    """The bundle to use, said on stderr: the option, else SFN_BUNDLE, else ./bundle."""
+    if option is not None:
+        path, source = option, "as asked"
+    elif named := os.environ.get("SFN_BUNDLE"):
+        path, source = Path(named), "from SFN_BUNDLE"
+    else:
+        path, source = Path("bundle"), "the default"
+        if not path.exists():
+            raise BundleError(
+                "no bundle: ./bundle does not exist; pass --bundle, set SFN_BUNDLE, "
+                "or make one with `make export`"
+            )
+    typer.echo(f"bundle: {path} ({source})", err=True)
+    return path
+
+
+def print_answer(answer: "Answer", as_json: bool) -> None:
+    typer.echo(json.dumps(answer.to_json(), indent=2) if as_json else answer.text())
+
+
+if __name__ == "__main__":
+    sys.exit(app())
