@@ -1,0 +1,76 @@
+"""Multimodal Joint Attention Decoder (MJAD): fused tokens to the next frame and its meaning.
+
+    x = SFFM_l(Block_l(x))  for l = 1 .. 4, then LayerNorm        paper Eq. (8)
+    frame = head([patch tokens, skip]),   text = head(text token)
+
+Axes: B clips, N patches, D width, S text width; the sequence is [text, class, patches].
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sfn_train.model.blocks import Block, sincos_positions, unpatchify
+from sfn_train.model.config import ModelConfig
+from sfn_train.model.sffm import SFFM, Routing
+
+
+class FrameHead(nn.Module):
+    """Patch tokens and the last frame's skip to an image (B, 3, H, W)."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.patch, self.grid = c.patch, c.grid
+        width = c.dim * (2 if c.use_appearance else 1)
+        self.to_pixels = nn.Linear(width, 3 * c.patch * c.patch)
+        self.refine = nn.Sequential(
+            nn.Conv2d(3, c.head_channels, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(c.head_channels, 3, 1),
+        )
+
+    def forward(self, patches: Tensor, skip: Tensor | None) -> Tensor:
+        """(B, N, D) tokens and (B, N, D) skip to pixels."""
+        x = patches if skip is None else torch.cat([patches, skip], dim=-1)  # (B, N, 2 D)
+        image: Tensor = self.refine(unpatchify(self.to_pixels(x), self.patch, self.grid))
+        return image
+
+
+class MJAD(nn.Module):
+    """Alternate attention and filtering, then read out the frame and the sentence."""
+
+    positions: Tensor
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.n_lead = 1 + c.use_text  # tokens before the patches
+        positions = sincos_positions(c.dim, c.grid, extra=self.n_lead)
+        self.register_buffer("positions", positions, persistent=False)
+        depth = range(c.decoder_depth)
+        self.blocks = nn.ModuleList(Block(c.dim, c.heads, 4) for _ in depth)
+        self.filters = nn.ModuleList(
+            SFFM(c.dim, c.rank, c.n_filters, c.n_active, c.gate) if c.filter == "sffm" else nn.Identity()
+            for _ in depth
+        )
+        self.norm = nn.LayerNorm(c.dim)
+        self.frame_head = FrameHead(c)
+        if c.use_text:
+            self.text_head = nn.Sequential(
+                nn.Linear(c.dim, 4 * c.dim), nn.GELU(), nn.Linear(4 * c.dim, c.text_dim)
+            )
+
+    def forward(
+        self, x: Tensor, skip: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, list[Routing]]:
+        """Fused tokens (B, n_lead + N, D) to frame (B, 3, H, W), text (B, S) and the routings."""
+        x = x + self.positions
+        routings = []
+        for block, sffm in zip(self.blocks, self.filters, strict=True):
+            x = block(x)
+            if isinstance(sffm, nn.Identity):
+                continue
+            x, routing = sffm(x)
+            routings.append(routing)
+        x = self.norm(x)
+        frame = self.frame_head(x[:, self.n_lead :], skip)
+        text = self.text_head(x[:, 0]) if self.n_lead == 2 else None
+        return frame, text, routings

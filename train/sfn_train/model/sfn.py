@@ -1,0 +1,87 @@
+"""The whole network: TMFE, then MJAD with an SFFM behind each of its blocks.
+
+A clip is T observed frames and the frame to predict. A run is a longer stretch of consecutive frames,
+and holds one clip a frame from the fifth on; neighbouring clips share their frames, so a run
+encodes each frame and each difference once, in training just as on the device.
+
+Axes: B runs (or clips), L frames of a run, P = L - T clips of a run, T observed, N patches, D width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sfn_train.model.config import ModelConfig
+from sfn_train.model.mjad import MJAD
+from sfn_train.model.sffm import Routing
+from sfn_train.model.tmfe import AppearanceEncoder, Fusion, MotionEncoder
+
+
+class Prediction(NamedTuple):
+    """What the model expects to see next."""
+
+    next_frame: Tensor  # (B, 3, H, W) in normalised pixels
+    semantic: Tensor | None  # (B, S) sentence embedding, not normalised; None with text off
+    routings: list[Routing]  # one an SFFM
+
+
+class Decoder(nn.Module):
+    """Fusion and MJAD: everything that sees a whole clip. The third exported part."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.fusion = Fusion(c)
+        self.mjad = MJAD(c)
+
+    def forward(
+        self,
+        appearance: Tensor | None,
+        motion: Tensor | None,
+        text: Tensor | None,
+        skip: Tensor | None,
+    ) -> Prediction:
+        """(B, T, 1 + N, D), (B, T - 1, 1 + N, C_m), (B, S) and (B, N, D) to a Prediction."""
+        return Prediction(*self.mjad(self.fusion(appearance, motion, text), skip))
+
+
+class SFN(nn.Module):
+    """SFN-VAD: predicts the next frame and the clip's meaning from normal life it has seen."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.appearance = AppearanceEncoder(config) if config.use_appearance else None
+        self.motion = MotionEncoder(config) if config.use_motion else None
+        self.decoder = Decoder(config)
+
+    def forward(self, frames: Tensor, text: Tensor | None) -> Prediction:
+        """Predict from runs (B, L, 3, H, W): every frame that has T before it, in order.
+
+        `text` is (B, P, S), the caption embedding of each clip. The last frame of a run is only
+        ever a target, so it is not encoded. Returns B * P predictions, run by run.
+        """
+        observed = frames[:, :-1]  # (B, L - 1, 3, H, W)
+        appearance = skip = motion = None
+        if self.appearance is not None:
+            tokens, embedded = self.appearance(observed.flatten(0, 1))
+            clips = clips_of(tokens.unflatten(0, observed.shape[:2]), self.config.observed)
+            appearance = clips.flatten(0, 1)  # (B P, T, 1 + N, D)
+            skips = embedded.unflatten(0, observed.shape[:2])[:, self.config.observed - 1 :]
+            skip = skips.flatten(0, 1)  # (B P, N, D)
+        if self.motion is not None:
+            difference = observed[:, 1:] - observed[:, :-1]  # (B, L - 2, 3, H, W)
+            pairs = self.motion(difference.flatten(0, 1)).unflatten(0, difference.shape[:2])
+            motion = clips_of(pairs, self.config.observed - 1).flatten(0, 1)
+        if not self.config.use_text:
+            text = None
+        prediction: Prediction = self.decoder(
+            appearance, motion, None if text is None else text.flatten(0, 1), skip
+        )
+        return prediction
+
+
+def clips_of(features: Tensor, length: int) -> Tensor:
+    """Sliding windows of a run's features (B, L, ...) to (B, L - length + 1, length, ...)."""
+    n = features.shape[1] - length + 1
+    return torch.stack([features[:, i : i + n] for i in range(length)], dim=2)
