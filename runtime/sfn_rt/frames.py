@@ -151,7 +151,9 @@ class VideoFile(FrameSource):
             self._stream.codec_context.thread_count = threads
             self._set_rate(fps)
             self._fps_given = fps is not None
-            self._cut_short = _index_ends_beyond(self._stream, path.stat().st_size)
+            # Joined transport streams mark whole packets as corrupt; there the decoder decides.
+            self._is_transport = "mpegts" in self._container.format.name
+            self._cut_short = False
             self._n_packets = 0
             self._n_damaged = 0
             self._reached_s = 0.0  # where the last packet of any stream ends
@@ -217,8 +219,8 @@ class VideoFile(FrameSource):
     def _decode(self) -> Iterator[VideoFrame]:
         """Yield every intact frame, stepping over what the decoder refuses."""
         for packet in self._packets():
-            if packet.is_corrupt:  # cut off; a decoder that refuses it loses frames before it too
-                self._n_damaged += 1
+            if packet.is_corrupt and not self._is_transport:
+                self._n_damaged += 1  # a decoder that refuses it loses frames before it, too
                 continue
             try:
                 frames = packet.decode()
@@ -264,8 +266,10 @@ class VideoFile(FrameSource):
 
     def _ends_early(self) -> bool:
         """Whether far less was found than the header states; some headers are a little off."""
+        if "mp4" in self._container.format.name:
+            return _last_box_overruns(self.path)
         stated = self._stream.frames
-        if stated and "mp4" not in self._container.format.name:  # mp4 has an index; edits trim it
+        if stated:
             return stated - self._n_packets > max(2, 0.02 * stated)
         if "matroska" in self._container.format.name and self._container.duration is not None:
             stated_s = self._container.duration / av.time_base
@@ -360,13 +364,21 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     raise VideoError(f"{path}: no video in it; give a video file or a folder of frame images")
 
 
-def _index_ends_beyond(stream: VideoStream, file_size: int) -> bool:
-    """Whether the container's index points past the end of the file."""
-    entries = stream.index_entries
-    if not len(entries):
-        return False
-    last = entries[-1]
-    return bool(last.pos + last.size > file_size)
+def _last_box_overruns(path: Path) -> bool:
+    """Whether the boxes an mp4 consists of, each headed by its size, go past its end."""
+    file_size = path.stat().st_size
+    start = 0
+    with path.open("rb") as file:
+        while start < file_size:
+            file.seek(start)
+            header = file.read(16)
+            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if size == 1:
+                size = int.from_bytes(header[8:16], "big")
+            if size == 0 or not kind.isalnum():  # up to the end; or padding, not a box
+                return False
+            start += max(size, 8)
+    return start > file_size
 
 
 # ---------------------------------------------------------------------------- rotation
@@ -445,7 +457,9 @@ class FrameFolder(FrameSource):
         if coded.size:
             image = cv2.imdecode(coded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if image is None:
-            raise VideoError(f"{file}: not an image that can be read; replace it or remove it")
+            raise VideoError(
+                f"{file}: not a readable image of 8 or 16 bits; replace it or remove it"
+            )
         if image.dtype == np.uint16:
             self._warn("16-bit samples, scaled to 8 bits")
             image = cv2.convertScaleAbs(image, alpha=1 / 257)  # 65535 -> 255
