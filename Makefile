@@ -36,7 +36,7 @@ train: $(STAMP)  ## DATA=folder [CONFIG=edge] [RUN=runs/edge]: a run folder
 	$(PY) -m sfn_train train --data "$(DATA)" --config "$(CONFIG)" --out "$(or $(RUN),runs/$(CONFIG))" $(ARGS)
 
 export: $(STAMP)  ## RUN=folder [OUT=bundle]: ONNX graphs, parity checked, in a bundle
-	$(call need,RUN,a run folder that `make train` wrote)
+	$(call need,RUN,a run folder that make train wrote)
 	$(PY) -m sfn_export trace --run "$(RUN)" --out "$(or $(OUT),bundle)" $(ARGS)
 
 eval: $(STAMP)  ## DATA=folder [BUNDLE=bundle] [OUT=folder]: AUC and the rest

@@ -102,6 +102,7 @@ def has_nvidia_gpu() -> bool:
 
 def index_answers() -> bool:
     """Whether PyTorch's CPU wheels can be had. In a thread, as looking up a name may hang."""
+    import http.client
     import threading
     import urllib.request
 
@@ -111,7 +112,7 @@ def index_answers() -> bool:
         try:
             with urllib.request.urlopen(f"{CPU_INDEX}/torch/", timeout=ANSWER_S) as reply:
                 answered.append(reply.status == 200)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             say(f"{CPU_INDEX}: {error}")
 
     asking = threading.Thread(target=ask, daemon=True)

@@ -44,8 +44,10 @@ class Commands(TyperGroup):
 
 
 def fail(message: str) -> None:
-    """One line, whatever the message was made of."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    """One clean line, whatever names from outside the message quotes."""
+    from sfn_rt.printable import printable
+
+    typer.echo(f"error: {printable(message)}", err=True)
     raise typer.Exit(EXIT_MISTAKE) from None
 
 
