@@ -1,0 +1,114 @@
+"""A backend without a model: predicts that the last frame repeats, as its patches' mean colours.
+
+Tests drive the pipeline with it: deterministic, sensitive to what it is fed, and it counts calls.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import numpy as np
+
+from sfn_rt.backends.base import (
+    Array,
+    Arrays,
+    PartSpec,
+    TensorSpec,
+    check_feeds,
+    check_outputs,
+    find_part,
+)
+
+OBSERVED = 4  # frames of a clip
+TOKENS_WIDTH = 4  # D and C_m: three mean colours and a constant
+
+
+class RepeatLastFrame:
+    """All parts of "sfn-vad" with arithmetic anyone can follow."""
+
+    name = "fake"
+
+    def __init__(
+        self, height: int = 16, width: int = 24, patch: int = 8, text_width: int = 6
+    ) -> None:
+        self.height, self.width, self.patch, self.text_width = height, width, patch, text_width
+        self.rows, self.columns = height // patch, width // patch
+        n = self.rows * self.columns
+        image = ("batch", 3, height, width)
+        sentence = ("batch", text_width)
+        self.parts: Mapping[str, PartSpec] = {
+            "appearance": _part(
+                {"frame": image},
+                {"tokens": ("batch", 1 + n, TOKENS_WIDTH), "skip": ("batch", n, TOKENS_WIDTH)},
+            ),
+            "motion": _part({"difference": image}, {"tokens": ("batch", 1 + n, TOKENS_WIDTH)}),
+            "decoder": _part(
+                {
+                    "appearance": ("batch", OBSERVED, 1 + n, TOKENS_WIDTH),
+                    "motion": ("batch", OBSERVED - 1, 1 + n, TOKENS_WIDTH),
+                    "text": sentence,
+                    "skip": ("batch", n, TOKENS_WIDTH),
+                },
+                {"next_frame": image, "semantic": sentence},
+            ),
+            "text": _part(
+                {"input_ids": ("batch", "tokens"), "attention_mask": ("batch", "tokens")},
+                {"sentence_embedding": sentence},
+                "int64",
+            ),
+        }
+        self.images: Counter[str] = Counter()  # part -> rows run through it, batches summed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+    def infer(
+        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        spec = find_part(self.name, self.parts, part)
+        names = check_outputs(self.name, part, spec.outputs, outputs)
+        check_feeds(self.name, part, spec.inputs, feeds)
+        self.images[part] += len(next(iter(feeds.values())))
+        if part == "decoder":
+            computed = self._decode(feeds)
+        elif part == "text":
+            computed = {"sentence_embedding": self._embed(feeds)}
+        else:
+            computed = self._encode(next(iter(feeds.values())))
+        return {name: computed[name] for name in names}
+
+    def _encode(self, image: Array) -> dict[str, Array]:
+        cells = image.reshape(-1, 3, self.rows, self.patch, self.columns, self.patch)
+        colours = cells.mean(axis=(3, 5)).reshape(len(image), 3, -1).transpose(0, 2, 1)
+        skip = np.pad(colours, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)  # (B, N, 4)
+        tokens = np.concatenate([skip.mean(axis=1, keepdims=True), skip], axis=1)
+        return {"tokens": tokens.astype(np.float32), "skip": skip.astype(np.float32)}
+
+    def _decode(self, feeds: Arrays) -> dict[str, Array]:
+        colours = feeds["skip"][..., :3].transpose(0, 2, 1)  # (B, 3, N)
+        grid = colours.reshape(-1, 3, self.rows, self.columns)
+        frame = grid.repeat(self.patch, axis=2).repeat(self.patch, axis=3)
+        return {"next_frame": frame, "semantic": feeds["text"].copy()}
+
+    def _embed(self, feeds: Arrays) -> Array:
+        rows = [
+            np.random.default_rng(ids[mask > 0]).standard_normal(self.text_width)
+            for ids, mask in zip(feeds["input_ids"], feeds["attention_mask"], strict=True)
+        ]
+        embedding = np.stack(rows)
+        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+        return embedding.astype(np.float32)
+
+
+def _part(
+    inputs: Mapping[str, tuple[int | str, ...]],
+    outputs: Mapping[str, tuple[int | str, ...]],
+    input_dtype: str = "float32",
+) -> PartSpec:
+    return PartSpec(
+        tuple(TensorSpec(name, input_dtype, shape) for name, shape in inputs.items()),
+        tuple(TensorSpec(name, "float32", shape) for name, shape in outputs.items()),
+    )

@@ -1,0 +1,308 @@
+"""The bundle: a folder with everything a device needs, and the contract between export and runtime.
+
+manifest.json says what the model is; the other files are ONNX graphs, a tokenizer, and the
+statistics of the normal footage. Export writes with these dataclasses, the runtime reads with
+them and refuses what it does not understand. A change of meaning raises SCHEMA_VERSION.
+"""
+
+import hashlib
+import json
+import os
+import types
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from sfn_rt.backends.base import Array, PartSpec, TensorSpec
+from sfn_rt.exceptions import BundleError
+from sfn_rt.options import TERMS
+from sfn_rt.preprocess import Preprocessing
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+EXPORT_AGAIN = "export the model again with a matching sfn_export"
+
+Scalar = bool | int | float | str
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartEntry:
+    """One graph and its variants."""
+
+    files: dict[str, str]  # variant, e.g. "fp32", -> file in the bundle
+    default: str  # the variant a backend takes unless asked otherwise
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        if self.default not in self.files:
+            raise ValueError(f"default {self.default!r} is none of {sorted(self.files)}")
+
+    @property
+    def spec(self) -> PartSpec:
+        """What every variant takes and gives."""
+        return PartSpec(self.inputs, self.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """The sentence encoder in the bundle."""
+
+    model: str  # where its weights came from, for people
+    width: int  # S
+    max_tokens: int  # longer sentences are cut
+    tokenizer: str  # file in the bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Semantics:
+    """How clips are described, and how descriptions become numbers."""
+
+    captioner: Literal["scene"]
+    stride: int  # frames for which one caption holds
+    scene: dict[str, Scalar]  # sfn_rt.semantics.scene.SceneConfig
+    text: TextSettings | None  # None: the model was trained without its semantic branch
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"stride must be at least 1, got {self.stride}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """How evidence becomes one score and when it is an event, fitted on normal footage."""
+
+    ema_alpha: float
+    threshold: float
+    rule: str  # how the threshold was found, for people
+    false_alarms_per_hour: float  # that it was fitted for
+    terms: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ema_alpha <= 1:
+            raise ValueError(f"ema_alpha must be above 0 and at most 1, got {self.ema_alpha}")
+        if not self.terms or not set(self.terms) <= set(TERMS):
+            raise ValueError(f"terms must be some of {list(TERMS)}, got {list(self.terms)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the model comes from."""
+
+    data: str
+    n_videos: int
+    n_frames: int
+    seed: int
+    config_sha256: str
+    licences: dict[str, str]  # part of the bundle -> licence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All of manifest.json."""
+
+    schema_version: int
+    system: Literal["sfn-vad"]
+    profile: str
+    sfn_version: str
+    observed: int  # T, input frames of a clip
+    preprocessing: Preprocessing
+    parts: dict[str, PartEntry]
+    semantics: Semantics
+    visual: dict[str, Scalar]  # sfn_rt.prediction_error.VisualConfig
+    score: ScoreSettings
+    normal: str  # file with the statistics of normal footage
+    provenance: Provenance
+    files: dict[str, str] = field(default_factory=dict)  # every other file -> its sha256
+
+    def __post_init__(self) -> None:
+        for needed in ("decoder", *(("text",) if self.semantics.text else ())):
+            if needed not in self.parts:
+                raise ValueError(f"parts must have {needed!r}, got {sorted(self.parts)}")
+        if not {"appearance", "motion"} & self.parts.keys():
+            raise ValueError(f"parts must have 'appearance' or 'motion', got {sorted(self.parts)}")
+
+    @property
+    def named_files(self) -> set[str]:
+        """The files that the manifest gives a meaning; each must also be in `files`."""
+        named = {name for part in self.parts.values() for name in part.files.values()}
+        text = self.semantics.text
+        return named | {self.normal} | ({text.tokenizer} if text else set())
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest was understood and whose files are there."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """A file of the bundle."""
+        return self.folder / name
+
+    def graph(self, part: str, variant: str | None = None) -> Path:
+        """A part's ONNX file; None takes the manifest's default."""
+        entry = self.manifest.parts[part]
+        chosen = variant or entry.default
+        if chosen not in entry.files:
+            raise BundleError(
+                f"{self.folder}: {part} has no variant {chosen!r}; it has {sorted(entry.files)}"
+            )
+        return self.path(entry.files[chosen])
+
+    def normal(self) -> dict[str, Array]:
+        """The statistics of normal footage."""
+        path = self.path(self.manifest.normal)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleError(
+                f"{path}: not a file of plain arrays ({error}); {EXPORT_AGAIN}"
+            ) from error
+
+
+def load_bundle(path: Path, verify: bool = True) -> Bundle:
+    """Open a bundle, refusing anything that is missing, unknown, outside, or (`verify`) altered."""
+    source = path / MANIFEST
+    if not source.is_file():
+        raise BundleError(f"{source} does not exist; is {path} a bundle folder?")
+    try:
+        raw = json.loads(source.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"{source}: not JSON ({error}); {EXPORT_AGAIN}") from error
+    manifest = parse_manifest(raw, source)
+    folder = path.resolve()
+    for name in sorted(manifest.files.keys() | manifest.named_files):
+        _check_inside(folder, name, source)
+    if unlisted := sorted(manifest.named_files - manifest.files.keys()):
+        raise BundleError(f"{source}: {unlisted[0]!r} has no sha256 in 'files'; {EXPORT_AGAIN}")
+    present = _files_of(folder)
+    if missing := sorted(manifest.files.keys() - present):
+        raise BundleError(
+            f"{path / missing[0]} is missing, the manifest lists it; copy the whole folder again"
+        )
+    if unknown := sorted(present - manifest.files.keys()):
+        raise BundleError(
+            f"{path / unknown[0]} is not listed in the manifest; remove it, or export again"
+        )
+    if verify:
+        for name, digest in _sha256_all(folder, manifest.files).items():
+            if digest != manifest.files[name]:
+                raise BundleError(
+                    f"{path / name} was altered: its sha256 is {digest[:12]}…, the manifest says "
+                    f"{manifest.files[name][:12]}…; copy the folder again or export again"
+                )
+    return Bundle(path, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write manifest.json over the finished files of `folder`, with their checksums filled in."""
+    names = _files_of(folder)
+    if absent := sorted(manifest.named_files - names):
+        raise BundleError(f"{folder}: the manifest names {absent[0]!r}, which is not there")
+    complete = replace(manifest, files=_sha256_all(folder, names))
+    text = json.dumps(asdict(complete), indent=2, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return complete
+
+
+def parse_manifest(raw: Any, source: Path) -> Manifest:
+    """Build a Manifest, refusing anything this runtime does not understand."""
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise BundleError(
+            f"{source}: schema_version is {version!r}, this runtime reads {SCHEMA_VERSION}; "
+            f"{EXPORT_AGAIN}"
+        )
+    manifest: Manifest = _read(Manifest, raw, str(source), "")
+    return manifest
+
+
+def _read(kind: Any, raw: Any, source: str, at: str) -> Any:
+    """Convert JSON to the annotated type, strictly: `at` is the place inside the manifest."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _read_dataclass(kind, raw, source, at)
+    if origin is Literal:
+        if raw in arguments:
+            return raw
+    elif origin in (Union, types.UnionType):
+        if raw is None and type(None) in arguments:
+            return None
+        choices = [a for a in arguments if a is not type(None)]
+        if len(choices) == 1:
+            return _read(choices[0], raw, source, at)
+        if type(raw) in choices:
+            return raw
+    elif origin is tuple and isinstance(raw, list):
+        repeated = len(arguments) == 2 and arguments[1] is Ellipsis
+        kinds = arguments[:1] * len(raw) if repeated else arguments
+        if len(kinds) == len(raw):
+            pairs = enumerate(zip(kinds, raw, strict=True))
+            return tuple(_read(k, value, source, f"{at}[{i}]") for i, (k, value) in pairs)
+    elif origin is dict and isinstance(raw, dict):
+        return {key: _read(arguments[1], raw[key], source, _below(at, key)) for key in raw}
+    elif kind is float and type(raw) in (int, float):
+        return float(raw)
+    elif type(raw) is kind:
+        return raw
+    wanted = getattr(kind, "__name__", None) if origin is None else str(kind)
+    raise BundleError(f"{source}: {at} must be {wanted}, got {raw!r}; {EXPORT_AGAIN}")
+
+
+def _read_dataclass(kind: type[T], raw: Any, source: str, at: str) -> T:
+    place = f"{source}: {at}" if at else source
+    if not isinstance(raw, dict):
+        raise BundleError(f"{place}: expected an object, got {raw!r}; {EXPORT_AGAIN}")
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(raw.keys() - known):
+        raise BundleError(f"{place}: unknown keys {unknown}; known keys are {sorted(known)}")
+    if missing := sorted(known - raw.keys()):
+        raise BundleError(f"{place}: missing keys {missing}; {EXPORT_AGAIN}")
+    hints = get_type_hints(kind)
+    values = {key: _read(hints[key], raw[key], source, _below(at, key)) for key in raw}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise BundleError(f"{place}: {error}; {EXPORT_AGAIN}") from error
+
+
+def _below(at: str, key: str) -> str:
+    return f"{at}.{key}" if at else key
+
+
+def _check_inside(folder: Path, name: str, source: Path) -> None:
+    pure = PurePosixPath(name)
+    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name
+    if leaves or not (folder / name).resolve().is_relative_to(folder):
+        raise BundleError(f"{source}: {name!r} leads outside the bundle folder; {EXPORT_AGAIN}")
+    if str(pure) != name or name in ("", ".", MANIFEST):
+        raise BundleError(f"{source}: {name!r} is not a file name inside the bundle")
+
+
+def _files_of(folder: Path) -> set[str]:
+    """Every file (and linked folder) below `folder` but the manifest, named as it would name it."""
+    found = {
+        (Path(parent) / name).relative_to(folder).as_posix()
+        for parent, folders, names in os.walk(folder)
+        for name in [*names, *(f for f in folders if Path(parent, f).is_symlink())]
+    }
+    return found - {MANIFEST}
+
+
+def _sha256_all(folder: Path, names: Mapping[str, str] | set[str]) -> dict[str, str]:
+    ordered = sorted(names)
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
+        return dict(zip(ordered, pool.map(lambda n: _sha256(folder / n), ordered), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
