@@ -1,0 +1,108 @@
+"""What is in a bundle, for people and programs: its model, its files, where it comes from."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sfn_rt.backends.base import TensorSpec
+from sfn_rt.bundle import MANIFEST, Bundle, PartEntry, load_bundle
+from sfn_rt.printable import printable
+
+LABEL = 16  # characters before a value
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """A bundle whose every file was compared with its checksum, and the files' sizes."""
+
+    bundle: Bundle
+    sizes: dict[str, int]  # file -> bytes; the manifest is one of them
+
+    def text(self) -> str:
+        manifest = self.bundle.manifest
+        pre = manifest.preprocessing
+        origin = manifest.provenance
+        total = sum(self.sizes.values())
+        n_files = len(self.sizes)
+        lines = [
+            row("bundle", f"{self.bundle.folder}: {n_files} files, {megabytes(total)}, all intact"),
+            row(
+                "model",
+                f"{manifest.system}, profile {manifest.profile}, exported by "
+                f"sfn {manifest.sfn_version}, schema {manifest.schema_version}",
+            ),
+            row(
+                "frames",
+                f"{manifest.observed} observed, the next predicted, at {pre.width} x {pre.height} "
+                f"({pre.resize})",
+            ),
+            row("captions", self.captions()),
+            row(
+                "score",
+                f"{' + '.join(manifest.score.terms)}, smoothed with alpha "
+                f"{manifest.score.ema_alpha:g}",
+            ),
+            row(
+                "threshold",
+                f"{manifest.score.threshold:.4g} for {manifest.score.false_alarms_per_hour:g} "
+                f"false alarms an hour: {manifest.score.rule}",
+            ),
+            row(
+                "trained on",
+                f"{origin.data}: {origin.n_videos} videos, {origin.n_frames} frames, "
+                f"seed {origin.seed}, configuration {origin.config_sha256[:12]}",
+            ),
+            *(row("licence", f"{part}: {name}") for part, name in origin.licences.items()),
+            "",
+        ]
+        for name, part in manifest.parts.items():
+            lines += self.part(name, part)
+        return "\n".join(lines)
+
+    def captions(self) -> str:
+        semantics = self.bundle.manifest.semantics
+        if semantics.text is None:
+            return "none: trained without the semantic branch"
+        return (
+            f"{semantics.captioner}, one for {semantics.stride} frames, embedded by "
+            f"{semantics.text.model} in {semantics.text.width} numbers"
+        )
+
+    def part(self, name: str, part: PartEntry) -> list[str]:
+        """The files of one part, the default marked, and what goes in and comes out."""
+        variants = [
+            f"{variant}{'*' if variant == part.default and len(part.files) > 1 else ''} "
+            f"{file} {megabytes(self.sizes[file])}"
+            for variant, file in part.files.items()
+        ]
+        lines = [row(name, ", ".join(variants))]
+        lines += [row("", f"<- {signature(spec)}") for spec in part.inputs]
+        lines += [row("", f"-> {signature(spec)}") for spec in part.outputs]
+        return lines
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "bundle": str(self.bundle.folder),
+            "bytes": sum(self.sizes.values()),
+            "sizes": self.sizes,
+            "manifest": asdict(self.bundle.manifest),
+        }
+
+
+def inspect_bundle(path: Path) -> BundleInfo:
+    """Open a bundle, checking every file against the manifest."""
+    bundle = load_bundle(path, verify=True)
+    names = [MANIFEST, *sorted(bundle.manifest.files)]
+    return BundleInfo(bundle, {name: bundle.path(name).stat().st_size for name in names})
+
+
+def row(label: str, value: str) -> str:
+    """One line; names and rules come from the manifest, so nothing in them may steer a terminal."""
+    return f"{printable(label):<{LABEL}}{printable(value)}"
+
+
+def signature(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.dtype}[{', '.join(str(axis) for axis in spec.shape)}]"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"

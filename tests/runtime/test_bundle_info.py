@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sfn_rt.backends.base import TensorSpec
+from sfn_rt.bundle import (
+    SCHEMA_VERSION,
+    Manifest,
+    PartEntry,
+    Provenance,
+    ScoreSettings,
+    Semantics,
+    TextSettings,
+    write_manifest,
+)
+from sfn_rt.bundle_info import inspect_bundle
+from sfn_rt.cli import app
+from sfn_rt.preprocess import Preprocessing
+
+
+def part(*files: str) -> PartEntry:
+    variants = {Path(file).stem.partition("-")[2] or "fp32": file for file in files}
+    frame = TensorSpec("frame", "float32", ("batch", 3, 160, 240))
+    tokens = TensorSpec("tokens", "float32", ("batch", 1 + 600, 96))
+    return PartEntry(files=variants, default="fp32", inputs=(frame,), outputs=(tokens,))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle that reads well; its graphs are not graphs, as nobody opens them here."""
+    names = ["appearance.onnx", "decoder.onnx", "decoder-dense.onnx", "text.onnx"]
+    for name in [*names, "tokenizer.json", "normal.npz"]:
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        system="sfn-vad",
+        profile="edge",
+        sfn_version="0.1.0",
+        observed=4,
+        preprocessing=Preprocessing(
+            height=160, width=240, resize="area", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
+        ),
+        parts={
+            "appearance": part("appearance.onnx"),
+            "decoder": part("decoder.onnx", "decoder-dense.onnx"),
+            "text": part("text.onnx"),
+        },
+        semantics=Semantics(
+            captioner="scene",
+            stride=8,
+            scene={},
+            text=TextSettings(
+                model="all-MiniLM-L6-v2", width=384, max_tokens=64, tokenizer="tokenizer.json"
+            ),
+        ),
+        visual={},
+        score=ScoreSettings(
+            ema_alpha=0.2,
+            threshold=3.25,
+            rule="measured on 60 s of held-out\x1b[2J footage",
+            false_alarms_per_hour=1.0,
+            terms=("visual", "semantic"),
+        ),
+        normal="normal.npz",
+        provenance=Provenance(
+            data="walkway",
+            n_videos=16,
+            n_frames=2550,
+            seed=7,
+            config_sha256="ab" * 32,
+            licences={"model": "Apache-2.0"},
+        ),
+    )
+    write_manifest(tmp_path, manifest)
+    return tmp_path
+
+
+def test_tells_model_files_and_origin(bundle: Path) -> None:
+    text = inspect_bundle(bundle).text()
+    assert "7 files" in text
+    assert "all intact" in text
+    assert "4 observed, the next predicted, at 240 x 160 (area)" in text
+    assert "fp32* decoder.onnx 0.01 MB, dense decoder-dense.onnx 0.02 MB" in text
+    assert "<- frame float32[batch, 3, 160, 240]" in text
+    assert "3.25 for 1 false alarms an hour: measured on 60 s of held-out footage" in text
+    assert "walkway: 16 videos, 2550 frames, seed 7" in text
+
+
+def test_the_command_prints_it_or_json(bundle: Path) -> None:
+    runner = CliRunner()
+    assert "all intact" in runner.invoke(app, ["inspect", str(bundle)]).stdout
+    told = json.loads(runner.invoke(app, ["inspect", str(bundle), "--json"]).stdout)
+    assert told["manifest"]["profile"] == "edge"
+    assert told["bytes"] == sum(path.stat().st_size for path in bundle.iterdir())
+
+
+def test_an_altered_file_is_a_mistake(bundle: Path) -> None:
+    (bundle / "decoder.onnx").write_bytes(b"other")
+    done = CliRunner().invoke(app, ["inspect", str(bundle)])
+    assert done.exit_code == 2
+    assert "decoder.onnx was altered" in done.stderr
