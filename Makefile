@@ -29,7 +29,7 @@ help:  ## this text
 	@echo "ARGS is passed on, as in: make train DATA=videos ARGS=--resume"
 
 demo: $(STAMP)  ## train, export, score, evaluate on made-up video, or on DATA=folder
-	$(PY) -m sfn_train demo --out demo $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(PY) scripts/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 train: $(STAMP)  ## DATA=folder [CONFIG=edge] [RUN=runs/edge]: a run folder
 	$(call need,DATA,a folder of normal videos)

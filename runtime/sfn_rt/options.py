@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sfn_rt.exceptions import InputError
-
-TERMS = ("visual", "semantic", "attribute")  # of the score, in the order they are reported
+from sfn_rt.scores import TERMS as TERMS  # also what a bundle may name
 
 
 class Answer(Protocol):
