@@ -136,6 +136,20 @@ def open_source(path: Path, *, fps: float | None = None, threads: int = 0) -> Fr
     return VideoFile(path, fps=fps, threads=threads)
 
 
+def count_frames(path: Path) -> int:
+    """Frames of a folder or a video file without decoding: its images, or its packets."""
+    if path.is_dir():
+        return len(frame_files(path))
+    container = _open_container(path)
+    try:
+        stream = _video_stream(container, path)
+        return sum(1 for packet in container.demux(stream) if packet.size)
+    except FFmpegError as error:
+        raise VideoError(f"{path}: its frames cannot be counted ({_reason(error)})") from None
+    finally:
+        container.close()
+
+
 # ---------------------------------------------------------------------------- video files
 
 
@@ -206,10 +220,10 @@ class VideoFile(FrameSource):
                 size = (frame.width, frame.height) if turned else (frame.height, frame.width)
                 self._check_size(size[0], size[1], where=f"frame {index} ({time_s:.2f} s)")
             # One thread: swscale would start its own for every single frame, at twice the time.
-            image = frame.to_ndarray(format="rgb24", threads=1).astype(np.uint8, copy=False)
-            yield Frame(
-                index, time_s, image if self._matrix is None else _turn(image, self._matrix)
-            )
+            image = frame.to_ndarray(format="rgb24", threads=1)
+            image = np.ascontiguousarray(image, dtype=np.uint8)  # FFmpeg pads rows
+            image = image if self._matrix is None else _turn(image, self._matrix)
+            yield Frame(index, time_s, image)
             index += 1
             frame = next(self._decoding, None)
         self.warnings.extend(clock.remarks())
