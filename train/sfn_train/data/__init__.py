@@ -1,0 +1,1 @@
+"""Normal footage for training: prepared once, cached, cut into runs of consecutive frames."""

