@@ -284,3 +284,13 @@ class PixelAuroc:
         # Floats here: the product of two pixel counts outgrows 64 bits on long videos.
         wins = self._abnormal.astype(np.float64) @ (below + 0.5 * self._normal)
         return float(wins / n_normal / n_abnormal)
+
+
+def localisation(boxes: BoxHits, pixels: PixelAuroc | None = None) -> dict[str, float]:
+    """Both figures under the names `evaluation.py` takes."""
+    return {
+        "box_hit_share": boxes.share,
+        "box_hit_chance": boxes.chance,
+        "frames": boxes.frames,
+        "pixel_auroc": float("nan") if pixels is None else pixels.value(),
+    }

@@ -1,0 +1,562 @@
+"""Scores of a labelled test set to everything there is to say about them.
+
+Every evidence (each no-model baseline, each term alone, the paper's two, all terms) is measured
+under both protocols of `scores.py`:
+
+    paper    Eq. (13)-(14) with constants chosen on test sets; reads the test video's future
+    causal   tails of normal footage, moving average; what a camera can do
+
+A baseline passes the same two: smoothed like a term under `paper`; under `causal` averaged as
+it is, or as its surprise where a tail of it on normal footage is at hand. The first `OBSERVED`
+frames of each video are left out. AUC and the rest come from metrics.py; AUC is micro (all
+frames of all videos in one ROC) and macro (mean over the videos that hold both classes).
+
+What the labels cannot give (they hold one class only) is NaN here, null in JSON and n/a in the
+table, and `reasons` says why. The JSON is described by schemas/evaluation.schema.json.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sfn_rt.exceptions import DataError, InputError
+from sfn_rt.metrics import (
+    EventMetrics,
+    Labels,
+    RocCurve,
+    average_precision,
+    equal_error_rate,
+    event_metrics,
+    macro_auc,
+    roc_auc,
+    roc_curve,
+)
+from sfn_rt.printable import printable
+from sfn_rt.scores import (
+    EMA_ALPHA,
+    OBSERVED,
+    PAPER_TERMS,
+    PUBLISHED,
+    TERMS,
+    FloatArray,
+    PaperConstants,
+    Tail,
+    VideoScores,
+    causal_scores,
+    moving_average,
+    paper_scores,
+    paper_term,
+)
+from sfn_rt.threshold import Threshold
+
+SCHEMA_VERSION = 1
+LOCALISATION_KEYS = ("box_hit_share", "box_hit_chance", "frames", "pixel_auroc")
+_WIDTH = 100  # columns of the table
+_NAME_WIDTH = 38
+
+Kind = Literal["baseline", "term", "combination"]
+Protocol = Literal["paper", "causal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One evidence under one protocol, as shares of 1."""
+
+    micro_auc: float
+    macro_auc: float
+    average_precision: float
+    equal_error_rate: float
+    roc: RocCurve = field(repr=False, compare=False)  # for pictures; not part of the JSON
+
+    def to_json(self) -> dict[str, float | None]:
+        """The four figures."""
+        names = ("micro_auc", "macro_auc", "average_precision", "equal_error_rate")
+        return {name: _finite(getattr(self, name)) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One evidence under both protocols."""
+
+    evidence: str
+    kind: Kind
+    terms: tuple[str, ...]  # of the bundle's terms; empty for a baseline
+    paper: Figures
+    causal: Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRow:
+    """One video, all terms together."""
+
+    name: str
+    frames: int
+    scored: int
+    abnormal: int  # of the scored frames
+    paper_auc: float
+    causal_auc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result: `table` for people, `to_json` for programs, `rows[i].paper.roc` for pictures."""
+
+    rows: tuple[Row, ...]
+    videos: tuple[VideoRow, ...]
+    threshold: Threshold
+    deployed: EventMetrics
+    localisation: Mapping[str, float] | None
+    constants: PaperConstants
+    constants_name: str
+    alpha: float
+    fps: float
+    fingerprint: str | None
+    reasons: tuple[str, ...]  # why figures are n/a
+    notes: tuple[str, ...]
+
+    @property
+    def published(self) -> bool:
+        """The constants are the paper's for this very data set."""
+        return self.constants_name in PUBLISHED and self.constants_name != "default"
+
+    def row(self, evidence: str) -> Row:
+        """One evidence by name, as it stands in the table."""
+        for row in self.rows:
+            if row.evidence == evidence:
+                return row
+        raise InputError(
+            f"no evidence {evidence!r} in this evaluation; it has "
+            f"{[row.evidence for row in self.rows]}"
+        )
+
+    @property
+    def all_terms(self) -> Row:
+        """The row of everything the bundle scores with."""
+        return self.rows[-1]
+
+    def best_baseline(self, protocol: Protocol) -> tuple[str, float] | None:
+        """The no-model baseline with the highest micro AUC under a protocol, if there is one."""
+        known = [
+            (row.evidence, auc)
+            for row in self.rows
+            if row.kind == "baseline" and not np.isnan(auc := getattr(row, protocol).micro_auc)
+        ]
+        return max(known, key=lambda item: item[1], default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """What schemas/evaluation.schema.json describes: every number finite, or null."""
+        scored = sum(video.scored for video in self.videos)
+        abnormal = sum(video.abnormal for video in self.videos)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "labels": {
+                "fingerprint": self.fingerprint,
+                "videos": len(self.videos),
+                "frames": sum(video.frames for video in self.videos),
+                "scored_frames": scored,
+                "abnormal_frames": abnormal,
+                "normal_frames": scored - abnormal,
+                "unscored_first_frames": OBSERVED,
+            },
+            "protocols": {
+                "paper": {
+                    "constants": self.constants_name,
+                    "published": self.published,
+                    **asdict(self.constants),
+                    "uses_future": True,
+                },
+                "causal": {"alpha": self.alpha, "uses_future": False},
+            },
+            "rows": [
+                {
+                    "evidence": row.evidence,
+                    "kind": row.kind,
+                    "terms": list(row.terms),
+                    "paper": row.paper.to_json(),
+                    "causal": row.causal.to_json(),
+                }
+                for row in self.rows
+            ],
+            "deployed": {
+                "threshold": asdict(self.threshold),
+                "fps": self.fps,
+                **{name: _finite(value) for name, value in asdict(self.deployed).items()},
+            },
+            "localisation": None
+            if self.localisation is None
+            else {name: _finite(value) for name, value in self.localisation.items()},
+            "videos": [
+                {name: _finite(value) for name, value in asdict(video).items()}
+                for video in self.videos
+            ],
+            "reasons": list(self.reasons),
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> str:
+        """Plain text of at most 100 columns; rates in per cent."""
+        parts = (self._head, self._evidence, self._deployed, self._places, self._videos)
+        blocks = ["\n".join(part()) for part in parts]
+        remarks = [*(f"n/a: {reason}" for reason in self.reasons), *self.notes]
+        blocks.append("\n".join(_wrapped(remark, "- ") for remark in remarks))
+        lines = "\n\n".join(block for block in blocks if block).splitlines()
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _head(self) -> Iterator[str]:
+        scored = sum(video.scored for video in self.videos)
+        abnormal = sum(video.abnormal for video in self.videos)
+        yield _wrapped(
+            f"{_count(len(self.videos), 'video')}, {_count(scored, 'scored frame')}: {abnormal} "
+            f"abnormal, {scored - abnormal} normal; frames 0-{OBSERVED - 1} of each video are left "
+            f"out. Labels {self.fingerprint or 'without a fingerprint'}."
+        )
+        c = self.constants
+        origin = f"published for {self.constants_name}" if self.published else "default"
+        yield _wrapped(
+            f"paper: constants {origin} (visual {c.visual:g}, semantic {c.semantic:g}, attribute "
+            f"{c.attribute:g}, sigma {c.sigma:g}, {'min-max a video' if c.minmax else 'no min-max'}"
+            f"); uses each test video's future, so no camera can run it."
+        )
+        yield _wrapped(
+            f"causal: normal footage and the past only (moving average, alpha {self.alpha:g})."
+        )
+
+    def _evidence(self) -> Iterator[str]:
+        width = min(_NAME_WIDTH, 2 + max(len(printable(row.evidence)) for row in self.rows))
+        columns = "".join(f"{name:>7}" for name in ("micro", "macro", "AP", "EER"))
+        yield f"{'':{width}}  {'paper':^28}  {'causal':^28}"
+        yield f"{'%':{width}}  {columns}  {columns}"
+        titles = {"baseline": "no model", "term": "one term", "combination": "together"}
+        kind = None
+        for row in self.rows:
+            if row.kind != kind:
+                kind = row.kind
+                yield titles[kind]
+            name = "  " + printable(row.evidence, limit=width - 2)
+            cells = "  ".join(
+                "".join(f"{_percent(value)}" for value in figures.to_json().values())
+                for figures in (row.paper, row.causal)
+            )
+            yield f"{name:{width}}  {cells}"
+        yield from self._margin()
+
+    def _margin(self) -> Iterator[str]:
+        margins = []
+        protocols: tuple[Protocol, ...] = ("paper", "causal")
+        for protocol in protocols:
+            best = self.best_baseline(protocol)
+            auc = getattr(self.all_terms, protocol).micro_auc
+            if best is not None and not np.isnan(auc):
+                margins.append(f"{protocol} {100 * (auc - best[1]):+.1f} ({printable(best[0])})")
+        if margins:
+            yield _wrapped(
+                f"{self.all_terms.evidence} against the best no-model baseline, points of micro "
+                f"AUC: {', '.join(margins)}"
+            )
+
+    def _deployed(self) -> Iterator[str]:
+        d = self.deployed
+        yield _wrapped(f"At the deployed threshold {self.threshold.value:.4g} (causal score):")
+        yield _wrapped(self.threshold.rule, "  rule: ")
+        yield (
+            f"  false alarms an hour    {_number(d.false_alarms_per_hour, '  ')}  "
+            f"{d.false_alarms} on {d.normal_hours * 3600:.0f} s of normal frames"
+        )
+        yield f"  normal frames alarmed   {_percent(d.normal_alarmed, ' %')}"
+        yield f"  events found            {_percent(d.share_found, ' %')}  {d.found} of {d.events}"
+        yield f"  median delay            {_number(d.delay_s, ' s')}"
+
+    def _places(self) -> Iterator[str]:
+        if self.localisation is None:
+            return
+        place = self.localisation
+        yield f"Localisation on {_count(int(place['frames']), 'frame')} with marked pixels"
+        yield (
+            f"  peak boxes that hit     {_percent(place['box_hit_share'], ' %')}  a random place: "
+            f"{_percent(place['box_hit_chance'], ' %').strip()}"
+        )
+        yield f"  pixel AUROC             {_percent(place['pixel_auroc'], ' %')}"
+
+    def _videos(self) -> Iterator[str]:
+        width = min(_NAME_WIDTH, max(5, *(2 + len(printable(v.name)) for v in self.videos)))
+        yield f"{'AUC a video, %':{width}}  {'frames':>8}{'abnormal':>10}{'paper':>8}{'causal':>8}"
+        for video in self.videos:
+            name = f"{'  ' + printable(video.name, limit=width - 2):{max(width, 14)}}"
+            yield (
+                f"{name}  {video.frames:>8}{video.abnormal:>10}"
+                f" {_percent(video.paper_auc)} {_percent(video.causal_auc)}"
+            )
+
+
+def evaluate(
+    videos: Sequence[VideoScores],
+    labels: Mapping[str, Labels],
+    *,
+    tails: Mapping[str, Tail],
+    constants: PaperConstants,
+    constants_name: str,
+    threshold: Threshold,
+    fps: float,
+    alpha: float = EMA_ALPHA,
+    baselines: Mapping[str, Mapping[str, FloatArray]] | None = None,
+    localisation: Mapping[str, float] | None = None,
+    fingerprint: str | None = None,
+    notes: Sequence[str] = (),
+) -> Evaluation:
+    """Measure scored videos against their labels (T,), 1 = abnormal, by video name.
+
+    `baselines` holds (T,) evidence by baseline and video; `tails` those of the terms and, by
+    their name, of baselines that were fitted on normal footage; `localisation` is what
+    `metrics.localisation` returns. The deployed figures use the scores as the pipeline left them.
+    """
+    baselines = baselines or {}
+    _check(videos, labels, baselines, localisation)
+    names = [name for name in TERMS if name in videos[0].terms]
+    abnormal = [np.asarray(labels[video.name]).astype(bool) for video in videos]
+    truth = [y[OBSERVED:] for y in abnormal]
+    score_terms = _TermScores(videos, tails, constants, alpha)
+
+    rows = [
+        Row(
+            evidence=name,
+            kind="baseline",
+            terms=(),
+            paper=_figures([paper_term(x, constants) for x in evidence], truth),
+            causal=_figures([_causal_baseline(x, tails.get(name), alpha) for x in evidence], truth),
+        )
+        for name, by_video in baselines.items()
+        for evidence in [[_unscored(by_video[video.name]) for video in videos]]
+    ]
+    rows += [
+        Row(
+            evidence=name,
+            kind="term",
+            terms=(name,),
+            paper=_figures([paper_term(video.terms[name], constants) for video in videos], truth),
+            causal=_figures(score_terms.causal((name,)), truth),
+        )
+        for name in names
+    ]
+    together = {"all terms": tuple(names)}
+    if set(PAPER_TERMS) <= set(names):
+        together = {"visual + semantic (the paper's two)": PAPER_TERMS, **together}
+    rows += [
+        Row(
+            evidence=name,
+            kind="combination",
+            terms=terms,
+            paper=_figures(score_terms.paper(terms), truth),
+            causal=_figures(score_terms.causal(terms), truth),
+        )
+        for name, terms in together.items()
+    ]
+
+    every = tuple(names)
+    video_rows = tuple(
+        VideoRow(
+            name=video.name,
+            frames=video.n_frames,
+            scored=len(y),
+            abnormal=int(y.sum()),
+            paper_auc=roc_auc(paper[OBSERVED:], y),
+            causal_auc=roc_auc(causal[OBSERVED:], y),
+        )
+        for video, y, paper, causal in zip(
+            videos, truth, score_terms.paper(every), score_terms.causal(every), strict=True
+        )
+    )
+    deployed = event_metrics(
+        [video.causal for video in videos],
+        abnormal,
+        threshold.value,
+        fps,
+    )
+    return Evaluation(
+        rows=tuple(rows),
+        videos=video_rows,
+        threshold=threshold,
+        deployed=deployed,
+        localisation=None if localisation is None else dict(localisation),
+        constants=constants,
+        constants_name=constants_name,
+        alpha=alpha,
+        fps=fps,
+        fingerprint=fingerprint,
+        reasons=tuple(_reasons(video_rows, deployed, localisation)),
+        notes=tuple(notes),
+    )
+
+
+class _TermScores:
+    """Scores of the videos from a choice of terms; the causal ones are the slow part, so kept."""
+
+    def __init__(
+        self,
+        videos: Sequence[VideoScores],
+        tails: Mapping[str, Tail],
+        constants: PaperConstants,
+        alpha: float,
+    ) -> None:
+        self._videos, self._tails = videos, tails
+        self._constants, self._alpha = constants, alpha
+        self._causal: dict[tuple[str, ...], list[FloatArray]] = {}
+
+    def paper(self, terms: tuple[str, ...]) -> list[FloatArray]:
+        return [paper_scores(chosen, self._constants) for chosen in self._chosen(terms)]
+
+    def causal(self, terms: tuple[str, ...]) -> list[FloatArray]:
+        if terms not in self._causal:
+            self._causal[terms] = [
+                causal_scores(chosen, self._tails, self._alpha) for chosen in self._chosen(terms)
+            ]
+        return self._causal[terms]
+
+    def _chosen(self, terms: tuple[str, ...]) -> Iterator[dict[str, FloatArray]]:
+        return ({name: video.terms[name] for name in terms} for video in self._videos)
+
+
+def _figures(scores: Sequence[FloatArray], truth: Sequence[npt.NDArray[np.bool_]]) -> Figures:
+    """Of one evidence; scores (T,) with the first frames still in, labels without them."""
+    scored = [score[OBSERVED:] for score in scores]
+    all_scores, all_labels = np.concatenate(scored), np.concatenate(truth)
+    both = bool(all_labels.any() and not all_labels.all())
+
+    def figure(measure: Callable[[FloatArray, Labels], float]) -> float:
+        return measure(all_scores, all_labels) if both else float("nan")
+
+    return Figures(
+        micro_auc=figure(roc_auc),
+        macro_auc=macro_auc(scored, truth),
+        average_precision=figure(average_precision),  # of one class it would be a perfect 1
+        equal_error_rate=figure(equal_error_rate),
+        roc=roc_curve(all_scores, all_labels),
+    )
+
+
+def _unscored(evidence: FloatArray) -> FloatArray:
+    """A baseline knows its first frames; the model does not, so nobody is measured on them."""
+    masked = np.array(evidence, dtype=np.float64)
+    masked[:OBSERVED] = np.nan
+    return masked
+
+
+def _causal_baseline(evidence: FloatArray, tail: Tail | None, alpha: float) -> FloatArray:
+    if tail is None:
+        return moving_average(evidence, alpha)
+    return causal_scores({"baseline": evidence}, {"baseline": tail}, alpha)
+
+
+def _check(
+    videos: Sequence[VideoScores],
+    labels: Mapping[str, Labels],
+    baselines: Mapping[str, Mapping[str, FloatArray]],
+    localisation: Mapping[str, float] | None,
+) -> None:
+    """Refuse what would otherwise be measured against the wrong frames."""
+    if not videos:
+        raise DataError("nothing to evaluate: no test video has labels")
+    names = [video.name for video in videos]
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"test videos need different names, these occur twice: {twice}")
+    for video in videos:
+        if video.name not in labels:
+            raise DataError(f"{video.name}: no labels; there are labels for {sorted(labels)[:8]}")
+        if len(labels[video.name]) != video.n_frames:
+            raise DataError(
+                f"{video.name}: {len(labels[video.name])} labels for {video.n_frames} frames; "
+                f"one label a frame is needed"
+            )
+        if not np.isin(labels[video.name], (0, 1)).all():
+            raise DataError(
+                f"{video.name}: labels must be 0 (normal) or 1 (abnormal), got values up to "
+                f"{np.max(labels[video.name])}"
+            )
+        if video.n_frames <= OBSERVED:
+            raise DataError(
+                f"{video.name}: {video.n_frames} frames are too few, the first {OBSERVED} have no "
+                f"score; leave this video out"
+            )
+        if video.terms.keys() != videos[0].terms.keys():
+            raise InputError(
+                f"{video.name}: scored with {sorted(video.terms)}, {videos[0].name} with "
+                f"{sorted(videos[0].terms)}; score all videos with the same terms"
+            )
+        if unknown := sorted(set(video.terms) - set(TERMS)):
+            raise InputError(f"{video.name}: unknown terms {unknown}; known ones are {TERMS}")
+        for name, values in {**video.terms, "causal": video.causal}.items():
+            if not np.isfinite(values[OBSERVED:]).all():
+                raise InputError(
+                    f"{video.name}: {name} must be a finite number from frame {OBSERVED} on"
+                )
+        for name, by_video in baselines.items():
+            found = len(by_video[video.name]) if video.name in by_video else 0
+            if found != video.n_frames:
+                raise DataError(
+                    f"{video.name}: baseline {name!r} has {found} values for "
+                    f"{video.n_frames} frames"
+                )
+    if localisation is not None and set(localisation) != set(LOCALISATION_KEYS):
+        raise InputError(
+            f"localisation must have the keys {list(LOCALISATION_KEYS)}, got {list(localisation)}"
+        )
+
+
+def _reasons(
+    videos: Sequence[VideoRow], deployed: EventMetrics, localisation: Mapping[str, float] | None
+) -> Iterator[str]:
+    """Why figures are missing, a sentence each."""
+    scored = sum(video.scored for video in videos)
+    abnormal = sum(video.abnormal for video in videos)
+    if abnormal in (0, scored):
+        which = "normal" if abnormal == 0 else "abnormal"
+        yield f"every scored frame is {which}; AUC, average precision and EER need both classes"
+    else:
+        one_class = [v.name for v in videos if v.abnormal in (0, v.scored)]
+        if one_class:
+            shown = ", ".join(printable(name, limit=40) for name in one_class[:12])
+            more = f" and {len(one_class) - 12} more" if len(one_class) > 12 else ""
+            yield (
+                f"one class throughout, so no AUC of their own and no part in macro: {shown}{more}"
+            )
+    if not deployed.normal_hours:
+        yield "no normal frames, so no false alarms to count"
+    if not deployed.events:
+        yield "no abnormal event in the labels to find"
+    elif not deployed.found:
+        yield "no event was found, so there is no delay"
+    if localisation is not None:
+        if not localisation["frames"]:
+            yield "no frame has marked pixels to hit"
+        if np.isnan(localisation["pixel_auroc"]):
+            yield "pixel AUROC needs a heat map, and pixels marked and not marked"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _number(value: float, unit: str = "") -> str:
+    """Seven columns and the unit, so that figures stand under one another."""
+    return f"{'n/a':>7}{' ' * len(unit)}" if np.isnan(value) else f"{value:7.1f}{unit}"
+
+
+def _percent(share: float | None, unit: str = "") -> str:
+    return _number(float("nan") if share is None else 100 * share, unit)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _wrapped(text: str, lead: str = "") -> str:
+    return textwrap.fill(
+        printable(text), _WIDTH, initial_indent=lead, subsequent_indent=" " * max(len(lead), 2)
+    )
