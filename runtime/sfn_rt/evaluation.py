@@ -17,7 +17,7 @@ table, and `reasons` says why. The JSON is described by schemas/evaluation.schem
 
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -120,8 +120,11 @@ class Evaluation:
 
     @property
     def published(self) -> bool:
-        """The constants are the paper's for this very data set."""
-        return self.constants_name in PUBLISHED and self.constants_name != "default"
+        """The constants are those the paper gives for a data set; its weights, not ours."""
+        paper = PUBLISHED.get(self.constants_name)
+        if paper is None or self.constants_name == "default":
+            return False
+        return replace(paper, attribute=self.constants.attribute) == self.constants
 
     def row(self, evidence: str) -> Row:
         """One evidence by name, as it stands in the table."""
@@ -215,7 +218,7 @@ class Evaluation:
             f"out. Labels {self.fingerprint or 'without a fingerprint'}."
         )
         c = self.constants
-        origin = f"published for {self.constants_name}" if self.published else "default"
+        origin = f"published for {self.constants_name}" if self.published else self.constants_name
         yield _wrapped(
             f"paper: constants {origin} (visual {c.visual:g}, semantic {c.semantic:g}, attribute "
             f"{c.attribute:g}, sigma {c.sigma:g}, {'min-max a video' if c.minmax else 'no min-max'}"

@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 from importlib import resources
 from pathlib import Path
@@ -196,6 +198,8 @@ def test_default_constants_are_called_that():
     table = make(constants=PUBLISHED["default"], constants_name="default")
     assert "constants default" in table.table()
     assert table.published is False
+    altered = dataclasses.replace(PUBLISHED["ped2"], sigma=9)
+    assert make(constants=altered, constants_name="ped2").published is False
 
 
 @pytest.mark.parametrize("label", [0, 1], ids=["all-normal", "all-abnormal"])
@@ -288,7 +292,7 @@ def test_known_baselines_of_ped2_come_out_as_published(ped2: Path):
     for name in truth:
         files = sorted((ped2 / "testing" / "frames" / name).glob("*.jpg"))
         frames = [cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).astype(np.float32) for file in files]
-        pairs = zip(frames, frames[1:], strict=False)
+        pairs = itertools.pairwise(frames)
         difference[name] = np.r_[0, [np.mean((b - a) ** 2) for a, b in pairs]]
     result = make(
         truth,
