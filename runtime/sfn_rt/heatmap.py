@@ -45,16 +45,17 @@ STRIP_BACK, STRIP_LINE, STRIP_PLAYED, STRIP_TEXT = (
 )
 
 
-def _colour_table() -> tuple[Image, NDArray[np.uint16]]:
-    """Colour (256, 1, 3) and opacity (256,) of 256 from nothing to full heat."""
+def _colour_table() -> tuple[Image, NDArray[np.uint8]]:
+    """For 256 steps of heat: colour to add (256, 1, 3), share of the picture to keep (256,)."""
     t = np.linspace(0.0, 1.0, 256)
     stops = np.array([(255, 221, 87), (255, 140, 26), (226, 24, 54)], dtype=np.float64)
     colour = np.stack([np.interp(t, (0, 0.45, 1), stops[:, c]) for c in range(3)], axis=-1)
-    opacity = 256 * OPACITY * t**0.7  # faint heat must still be seen
-    return colour.round().astype(np.uint8)[:, None], opacity.round().astype(np.uint16)
+    opacity = OPACITY * t**0.7  # faint heat must still be seen
+    added = (colour * opacity[:, None]).round().astype(np.uint8)[:, None]
+    return added, (255 * (1 - opacity)).round().astype(np.uint8)
 
 
-COLOUR, OPACITY_OF = _colour_table()
+ADDED, KEPT = _colour_table()
 
 
 def overlay(image: Image, heat: HeatArray, heat_scale: float) -> Image:
@@ -63,13 +64,11 @@ def overlay(image: Image, heat: HeatArray, heat_scale: float) -> Image:
     level = np.clip((relative - VISIBLE) / (FULL - VISIBLE), 0.0, 1.0)  # (gh, gw)
     if not level.any():
         return image
-    height, width = image.shape[:2]
-    smooth = cv2.resize(level, (width, height), interpolation=cv2.INTER_CUBIC)
-    index = np.clip(smooth * 255, 0, 255).astype(np.uint8)  # (H, W)
-    opacity = OPACITY_OF[index][..., None]  # (H, W, 1)
-    colour = COLOUR[:, 0][index].astype(np.uint16)  # (H, W, 3)
-    mixed = image.astype(np.uint16) * (256 - opacity) + colour * opacity + 128
-    return np.asarray(mixed >> 8, dtype=np.uint8)
+    steps = (level * 255).round().astype(np.uint8)
+    # In 8 bits throughout: this runs for every pixel of every frame.
+    smooth = cv2.resize(steps, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)  # (H, W)
+    kept = cv2.multiply(image, cv2.merge([cv2.LUT(smooth, KEPT)] * 3), scale=1 / 255)
+    return np.asarray(cv2.add(kept, cv2.LUT(cv2.merge([smooth] * 3), ADDED)), dtype=np.uint8)
 
 
 def draw_box(image: Image, box: Box, *, scale: float = 1.0, strong: bool = True) -> None:

@@ -325,7 +325,8 @@ def _time_labels(axis: _Axis, y: float) -> Iterator[str]:
 def format_time(seconds: float) -> str:
     """12.4 s, 3:25 or 1:02:45, whichever is short."""
     if seconds < 59.95:  # beyond it rounds to a minute
-        return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.1f}".removesuffix(".0") + " s"
+        decimals = 1 if seconds >= 10 else 2 if seconds >= 0.1 else 4
+        return f"{seconds:.{decimals}f}".rstrip("0").rstrip(".") + " s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -351,7 +352,7 @@ def _ticks(lo: float, hi: float, n: int) -> list[float]:
 
 def _number(value: float, ticks: Sequence[float]) -> str:
     step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else abs(value) or 1.0
-    if step >= 1e5 or step < 1e-4:
+    if step >= 1e5 or step < 1e-6:
         return f"{value:.2g}"
     return f"{value:.{max(0, -int(np.floor(np.log10(step) + 1e-9)))}f}"
 
@@ -378,7 +379,12 @@ def _roc_path(curve: RocCurve, x: _Axis, y: _Axis, i: int, legend: str) -> str:
         for a, b in zip(curve.false_positive, curve.true_positive, strict=True)
     ]
     distinct = [p for p, before in zip(points, ["", *points], strict=False) if p != before]
-    return _path("M" + "L".join(distinct) if distinct else "", i, legend, DASHES[i % len(DASHES)])
+    return _path("M" + "L".join(distinct) if distinct else "", i, legend, _dash(i))
+
+
+def _dash(i: int) -> str:
+    """Shifted by one each time the colours start again, so that no two lines look the same."""
+    return DASHES[(i + i // len(COLOURS)) % len(DASHES)]
 
 
 def _path(d: str, i: int, title: str, dash: str = "") -> str:
@@ -392,8 +398,8 @@ def _path(d: str, i: int, title: str, dash: str = "") -> str:
 
 
 def _sample(x: float, y: float, i: int, length: float = 28) -> str:
+    dash = _dash(i) if length > 20 else ""
     i %= len(COLOURS)
-    dash = DASHES[i] if length > 20 else ""
     return _line(x, y, x + length, y, f"line{i}", COLOURS[i], dash=dash, width=2)
 
 

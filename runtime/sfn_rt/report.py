@@ -235,7 +235,8 @@ margin:0 0 12px;overflow-wrap:anywhere}
 .facts dd{margin:0;font-weight:600;overflow-wrap:anywhere}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px;
 margin:0 0 14px;break-inside:avoid}
-.chart svg{width:100%;height:auto;display:block}
+.chart{overflow-x:auto}
+.chart svg{width:100%;min-width:720px;height:auto;display:block}
 .event header{display:flex;flex-wrap:wrap;gap:2px 18px;align-items:baseline;margin:0 0 8px}
 .event h3{font-size:16px;margin:0;color:var(--alarm)}
 .pictures{display:flex;gap:10px;align-items:flex-start;margin:0 0 10px}

@@ -149,7 +149,15 @@ def test_labels_become_spans():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (2.5, "2.5 s"), (12.0, "12 s"), (59.96, "1:00"), (205, "3:25"), (3765, "1:02:45")],
+    [
+        (0, "0 s"),
+        (0.583, "0.58 s"),
+        (2.5, "2.5 s"),
+        (12.0, "12 s"),
+        (59.96, "1:00"),
+        (205, "3:25"),
+        (3765, "1:02:45"),
+    ],
 )
 def test_times_are_short(seconds: float, text: str):
     assert format_time(seconds) == text
@@ -170,6 +178,13 @@ def test_roc_runs_from_corner_to_corner_with_area_in_percent():
     assert points(first).tolist() == [[62, 466], [62, 256], [272, 46], [482, 46]]
     assert second.get("stroke-dasharray")
     assert "visual: 87.5" in "".join(root.itertext())
+
+
+def test_thirty_roc_curves_look_different():
+    curves = [RocCurve(str(i), np.array([0, 1]), np.array([0, 1]), 0.5) for i in range(30)]
+    root = parse(roc_chart(curves))
+    looks = [(p.get("stroke"), p.get("stroke-dasharray")) for p in root.iter(f"{SVG}path")]
+    assert len(set(looks)) == 30
 
 
 def test_a_chart_without_panels_or_curves():
