@@ -21,6 +21,9 @@ from sfn_rt.sinks.files import (
     write_scores,
 )
 
+# From Python 3.12 on a fork beside native threads warns; the children here only write files.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 
 def fill(folder: OutputFolder, **contents: str) -> None:
     for name, text in contents.items():
