@@ -6,6 +6,7 @@ the right and y down, whatever the size it is drawn at. A figure is built standi
 units of a person's height and then placed.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def random_looks(rng: np.random.Generator) -> Looks:
     """Someone in everyday clothes."""
 
     def pick(colours: Sequence[Colour], spread: int) -> Colour:
-        base = np.array(colours[rng.integers(len(colours))])
+        base = np.array(colours[int(rng.integers(len(colours)))])
         red, green, blue = np.clip(base + rng.integers(-spread, spread + 1, 3), 0, 255)
         return int(red), int(green), int(blue)
 
@@ -69,21 +70,21 @@ def random_looks(rng: np.random.Generator) -> Looks:
 
 
 def disc(x: float, y: float, radius: float, colour: Colour) -> Polygon:
-    return _CIRCLE * radius + (x, y), colour
+    return _CIRCLE * radius + np.array([x, y]), colour
 
 
 def ring(x: float, y: float, radius: float, width: float, colour: Colour) -> Polygon:
     closed = np.vstack([_CIRCLE, _CIRCLE[:1]])
-    return np.vstack([closed * radius, closed[::-1] * (radius - width)]) + (x, y), colour
+    outline = np.vstack([closed * radius, closed[::-1] * (radius - width)])
+    return outline + np.array([x, y]), colour
 
 
 def limb(start: Points, end: Points, width: float, colour: Colour) -> Polygon:
     """A stroke with round ends."""
-    along = end - start
-    along = along / (np.hypot(along[0], along[1]) + 1e-9)
-    turn = np.array([[along[0], along[1]], [-along[1], along[0]]])  # rows: along, across
-    cap = _CAP @ turn * (width / 2)
-    return np.vstack([end + cap, start - cap]), colour
+    dx, dy = float(end[0] - start[0]), float(end[1] - start[1])
+    half = width / 2 / (math.hypot(dx, dy) + 1e-9)
+    cap = _CAP @ np.array([[dx * half, dy * half], [-dy * half, dx * half]])
+    return np.concatenate([end + cap, start - cap]), colour
 
 
 def box(left: float, top: float, right: float, bottom: float, colour: Colour) -> Polygon:
@@ -94,11 +95,10 @@ def placed(
     figure: Iterable[Polygon], x: float, y: float, size: float, *, facing: int = 1, tilt: float = 0
 ) -> list[Polygon]:
     """Turn a figure to its direction of travel (1 right, -1 left), tilt it, set it on (x, y)."""
-    cos, sin = np.cos(tilt), np.sin(tilt)
-    turn = np.array([[cos, sin], [-sin, cos]])
-    return [
-        ((points * (facing, 1)) @ turn * size + (x, y), colour) for points, colour in figure
-    ]
+    cos, sin = size * math.cos(tilt), size * math.sin(tilt)
+    turn = np.array([[facing * cos, facing * sin], [-sin, cos]])
+    origin = np.array([x, y])
+    return [(points @ turn + origin, colour) for points, colour in figure]
 
 
 def _shade(colour: Colour, factor: float) -> Colour:
@@ -107,7 +107,7 @@ def _shade(colour: Colour, factor: float) -> Colour:
 
 
 def _toward(start: Points, length: float, angle: float) -> Points:
-    """The point `length` from start, hanging down at `angle` from the vertical, forward positive."""
+    """The point `length` below start, swung forward by `angle`."""
     return start + length * np.array([np.sin(angle), np.cos(angle)])
 
 
@@ -143,7 +143,7 @@ def person(
             foot = _toward(knee, 0.24, thigh - bend)
         legs = _shade(looks.legs, shade)
         parts += [limb(hip, knee, 0.115, legs), limb(knee, foot, 0.085, legs)]
-        parts.append(limb(foot, foot + (0.07, 0.0), 0.05, _shade(looks.legs, 0.5)))
+        parts.append(limb(foot, foot + np.array([0.07, 0.0]), 0.05, _shade(looks.legs, 0.5)))
         angle = arms[side < 0] if arms is not None else -0.8 * swing * np.sin(turn)
         elbow = _toward(shoulder, 0.17, angle)
         hand = _toward(elbow, 0.16, angle + 0.25 + 0.9 * min(swing, 0.9) * (arms is None))
@@ -196,14 +196,14 @@ def bicycle(rider: Looks, travelled: float) -> list[Polygon]:
 
 def ladder() -> list[Polygon]:
     """A long ladder as it is carried on a shoulder."""
-    metal = (214, 218, 120)
+    wood = (232, 150, 48)
     parts = [
-        limb(np.array([-1.1, y]), np.array([1.1, y - 0.12]), 0.035, metal) for y in (-0.72, -0.58)
+        limb(np.array([-1.1, y]), np.array([1.1, y - 0.12]), 0.06, wood) for y in (-0.76, -0.56)
     ]
     for x in np.linspace(-1.0, 1.0, 9):
         y = -0.065 - 0.055 * x
-        rung = (np.array([x, y - 0.655]), np.array([x, y - 0.515]))
-        parts.append(limb(rung[0], rung[1], 0.03, metal))
+        rung = (np.array([x, y - 0.7]), np.array([x, y - 0.5]))
+        parts.append(limb(rung[0], rung[1], 0.045, wood))
     return parts
 
 
@@ -219,9 +219,9 @@ def flag(time: float) -> list[Polygon]:
     parts = [box(318, 6, 320, 66, (190, 190, 186))]
     x = np.linspace(0, 32, 9)
     wave = (1.5 + x * 0.1) * np.sin(x * 0.28 - time * 0.55) + x * 0.06 * np.sin(time * 0.21)
-    for row, colour in enumerate([(196, 42, 46), (236, 234, 228), (38, 66, 140)]):
+    for row, colour in enumerate([(112, 84, 140), (238, 234, 226), (112, 84, 140)]):
         upper = np.stack([320 + x, 8 + row * 6 + wave], axis=1)
-        parts.append((np.vstack([upper, upper[::-1] + (0, 6)]), colour))
+        parts.append((np.vstack([upper, upper[::-1] + np.array([0, 6])]), colour))
     return parts
 
 
@@ -250,24 +250,23 @@ def paint(image: Image, polygons: Iterable[Polygon], factor: float) -> None:
     """Fill polygons into a picture that is `factor` times 240 high, edges smooth."""
     fixed = factor * (1 << _SUBPIXEL)
     for points, colour in polygons:
-        where = np.rint(points * fixed).astype(np.int32)
-        cv2.fillPoly(image, [where], colour, cv2.LINE_AA, _SUBPIXEL)
+        cv2.fillPoly(image, [(points * fixed).astype(np.int32)], colour, cv2.LINE_AA, _SUBPIXEL)
 
 
-def paint_mask(mask: NDArray[np.uint8], polygons: Iterable[Polygon], factor: float, value: int) -> None:
+def paint_mask(
+    mask: NDArray[np.uint8], polygons: Iterable[Polygon], factor: float, value: int
+) -> None:
     """The same shapes as `paint`, hard-edged, into a mask (H, W)."""
     fixed = factor * (1 << _SUBPIXEL)
     for points, _ in polygons:
-        where = np.rint(points * fixed).astype(np.int32)
-        cv2.fillPoly(mask, [where], (value,), cv2.LINE_8, _SUBPIXEL)
+        cv2.fillPoly(mask, [(points * fixed).astype(np.int32)], (value,), cv2.LINE_8, _SUBPIXEL)
 
 
 def shadow(polygons: Iterable[Polygon], y: float) -> list[Polygon]:
     """What a figure standing at y throws on the ground, the sun being behind on the left."""
-    return [
-        (np.stack([p[:, 0] + 0.55 * (y - p[:, 1]), y - 0.16 * (y - p[:, 1])], axis=1), colour)
-        for p, colour in polygons
-    ]
+    lay = np.array([[1.0, 0.0], [-0.55, 0.16]])  # height becomes distance along the ground
+    origin = np.array([0.55 * y, 0.84 * y])
+    return [(points @ lay + origin, colour) for points, colour in polygons]
 
 
 def ground(size: tuple[int, int], rng: np.random.Generator) -> Image:
