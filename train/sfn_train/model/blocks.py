@@ -16,7 +16,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return attended tokens, same shape."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, H, N, d)
         y = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, d)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -49,7 +51,9 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """(B, N, C * patch * patch) back to (B, C, H, W); the inverse of `patchify`."""
     rows, columns = grid
     cells = patches.unflatten(1, grid).unflatten(-1, (-1, patch, patch))  # (B, h, w, C, p, p)
-    return cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, cells.shape[3], rows * patch, columns * patch)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(
+        -1, cells.shape[3], rows * patch, columns * patch
+    )
 
 
 def sincos_positions(dim: int, grid: tuple[int, int], extra: int) -> Tensor:

@@ -35,11 +35,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("frame_height", "frame_width"):
             if getattr(self, name) % self.patch:
-                raise ValueError(f"{name} {getattr(self, name)} is no multiple of patch {self.patch}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is no multiple of patch {self.patch}"
+                )
         for name in ("dim", "appearance_dim", "motion_dim"):
             width = getattr(self, name)
             if width % self.heads or width % 4:
-                raise ValueError(f"{name} {width} must be a multiple of heads {self.heads} and of 4")
+                raise ValueError(
+                    f"{name} {width} must be a multiple of heads {self.heads} and of 4"
+                )
         if self.dim // self.reduction < 1:
             raise ValueError(f"reduction {self.reduction} leaves no bottleneck of dim {self.dim}")
         if not 1 <= self.n_active <= self.n_filters:

@@ -48,7 +48,9 @@ class MJAD(nn.Module):
         depth = range(c.decoder_depth)
         self.blocks = nn.ModuleList(Block(c.dim, c.heads, 4) for _ in depth)
         self.filters = nn.ModuleList(
-            SFFM(c.dim, c.rank, c.n_filters, c.n_active, c.gate) if c.filter == "sffm" else nn.Identity()
+            SFFM(c.dim, c.rank, c.n_filters, c.n_active, c.gate)
+            if c.filter == "sffm"
+            else nn.Identity()
             for _ in depth
         )
         self.norm = nn.LayerNorm(c.dim)

@@ -1,0 +1,32 @@
+"""A caption says what happens in a clip; whoever can do that is a `Captioner`.
+
+A caption is made where (t - observed) is a multiple of the stride, for the clip that predicts
+frame t and so ends at frame t - 1; it holds until the next one. Its sentence embedding is the
+text input of the model and the target of the semantic term.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sfn_rt.frames import Frame
+from sfn_rt.semantics.scene import Scene
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The observed frames of one prediction, oldest first, and what moves in each."""
+
+    end_frame: int  # index of the last observed frame
+    frames: Sequence[Frame]
+    scenes: Sequence[Scene]
+
+
+class Captioner(Protocol):
+    """Writes one caption a clip. Must be deterministic: a resumed run has to agree with itself."""
+
+    name: str
+
+    def caption(self, clip: Clip) -> str:
+        """Describe the clip in plain English; never empty."""
+        ...

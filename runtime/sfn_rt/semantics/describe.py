@@ -1,0 +1,62 @@
+"""The `scene` captioner: what moves, in plain English, deterministic and cheap.
+
+Words come from a fixed vocabulary, and each stands for a range of what normal footage does: a
+thing moves "quickly" when fewer than one in ten of those seen here are faster. So a usual
+clip is told in usual words, and an unusual one needs words that the model has rarely or never
+been shown in training: that is what the semantic term measures.
+"""
+
+from sfn_rt.attributes import RARE, SECTOR_NAMES, AttributeModel, Rarity, sector_of
+from sfn_rt.semantics.captioner import Clip
+from sfn_rt.semantics.scene import Scene, Thing
+
+COUNTS = ((1, "One thing moves"), (2, "Two things move"), (4, "A few things move"),
+          (8, "Several things move"), (14, "Many things move"))  # fmt: skip
+# A word holds up to a surprise in nats: rarer than 1 in 10, 100, 1000, 10^5 and beyond.
+SPEEDS = ((2.3, "at a usual pace"), (4.6, "quickly"), (6.9, "very fast"),
+          (11.5, "racing at high speed"))  # fmt: skip
+SIZES = ((2.3, "a thing of usual size"), (4.6, "a large thing"), (6.9, "a very large object"),
+         (11.5, "a huge object like a vehicle"))  # fmt: skip
+
+
+class SceneCaptioner:
+    """Says what moves in the clip's last frame, the rarest thing first."""
+
+    name = "scene"
+
+    def __init__(self, attributes: AttributeModel) -> None:
+        self._attributes = attributes
+
+    def caption(self, clip: Clip) -> str:
+        """How many things move, and how large, how fast, where and which way the rarest does."""
+        scene = clip.scenes[-1]
+        top = self._attributes.rarest(scene)
+        if top is None:
+            return "Nothing moves in the scene."
+        thing, rarity = top
+        count = _word(COUNTS, len(scene.things), "A crowd of things moves")
+        return f"{count}. The most notable is {self._describe(thing, rarity, scene)}."
+
+    def _describe(self, thing: Thing, rarity: Rarity, scene: Scene) -> str:
+        size = _word(SIZES, rarity.size, "a gigantic object out of all proportion")
+        speed = _word(SPEEDS, rarity.speed, "rushing past at extreme speed")
+        sector = sector_of(thing, self._attributes.floor)
+        heading = f"moving {SECTOR_NAMES[sector]}" if sector < len(SECTOR_NAMES) else "in motion"
+        words = f"{size} {_place(thing, scene)}, {heading} {speed}"
+        if rarity.direction > RARE:
+            words += ", in a direction never taken there"
+        if rarity.place > RARE:
+            words += ", where nothing usually goes"
+        return words
+
+
+def _word(table: tuple[tuple[float, str], ...], value: float, beyond: str) -> str:
+    return next((word for limit, word in table if value <= limit), beyond)
+
+
+def _place(thing: Thing, scene: Scene) -> str:
+    down = min(int(3 * (thing.y + thing.h / 2) / scene.height), 2)
+    across = min(int(3 * (thing.x + thing.w / 2) / scene.width), 2)
+    row = ("in the background", "", "in the foreground")[down]
+    column = ("on the left", "in the middle", "on the right")[across]
+    return f"{column} {row}".strip()
