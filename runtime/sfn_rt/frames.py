@@ -210,11 +210,13 @@ class VideoFile(FrameSource):
 
     def _read(self) -> Iterator[Frame]:
         clock = _Clock(self.fps, self._stream, ignore_stamps=self._fps_given)
+        # AVI holds no presentation times: FFmpeg's guess is wrong wherever frames are reordered.
+        in_decoding_order = "avi" in self._container.format.name
         frame = self._first
         self._first = None
         index = 0
         while frame is not None:
-            time_s = clock.time_s(frame.pts, index)
+            time_s = clock.time_s(frame.dts if in_decoding_order else frame.pts, index)
             if (frame.height, frame.width) != self._coded:
                 turned = self._coded != (self.height, self.width)
                 size = (frame.width, frame.height) if turned else (frame.height, frame.width)
@@ -281,7 +283,7 @@ class VideoFile(FrameSource):
     def _ends_early(self) -> bool:
         """Whether far less was found than the header states; some headers are a little off."""
         if "mp4" in self._container.format.name:
-            return _last_box_overruns(self.path)
+            return _whole_boxes(self.path) < self.path.stat().st_size
         stated = self._stream.frames
         if stated:
             return stated - self._n_packets > max(2, 0.02 * stated)
@@ -304,16 +306,14 @@ class _Clock:
         self._n_gaps = 0
         self._n_repaired = 0
 
-    def time_s(self, pts: int | None, index: int) -> float:
+    def time_s(self, stamp: int | None, index: int) -> float:
         """Seconds since the first frame, always later than the frame before."""
         if self._ignore:
             return index * self._step_s
         expected_s = self._last_s + self._step_s
-        if pts is None:
-            self._n_repaired += bool(index)
-            time_s = expected_s
-        else:
-            stamp_s = pts * self._tick_s
+        time_s = expected_s
+        if stamp is not None:
+            stamp_s = stamp * self._tick_s
             if self._zero_s is None:
                 self._zero_s = stamp_s - expected_s
             time_s = stamp_s - self._zero_s
@@ -337,19 +337,38 @@ class _Clock:
         if self._n_gaps:
             yield f"gaps in the timestamps: {self._n_gaps}; recording paused, or data was lost"
         if self._n_repaired:
-            yield f"timestamps missing or out of order, filled in: {self._n_repaired}"
+            yield f"timestamps out of order, corrected: {self._n_repaired}"
 
 
 def _open_container(path: Path) -> InputContainer:
     try:
-        # "file:" and the whitelist keep odd names and playlists from reaching anything else.
-        container = av.open(f"file:{path.resolve()}", options={"protocol_whitelist": "file"})
+        container = _open_url(f"file:{path.resolve()}")
     except (FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: {_why_unreadable(path, error)}") from None
+        whole = _whole_boxes(path) if _is_mp4(path) else 0
+        try:
+            if not whole:
+                raise error
+            # FFmpeg refuses fragments whose last header is cut; those before it are intact.
+            container = _open_url(f"subfile,,start,0,end,{whole},,:{path.resolve()}")
+        except (FFmpegError, OSError):
+            raise VideoError(f"{path}: {_why_unreadable(path, error)}") from None
     if set(container.format.name.split(",")) & TEXT_FORMATS:
         container.close()
         raise VideoError(f"{path}: a text file, not a video; give a video or a folder of frames")
     return container
+
+
+def _open_url(url: str) -> InputContainer:
+    # The protocol and the whitelist keep odd names and playlists from reaching anything else.
+    return av.open(url, options={"protocol_whitelist": "file,subfile"})
+
+
+def _is_mp4(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(8)[4:] == b"ftyp"
+    except OSError:
+        return False
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -357,9 +376,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return "may not be read; change its permissions"
     if path.stat().st_size == 0:
         return "the file is empty; copy or record it again"
-    with path.open("rb") as file:
-        is_mp4 = file.read(12)[4:8] == b"ftyp"
-    if is_mp4:
+    if _is_mp4(path):
         return (
             "the index of this mp4 (moov) is missing or damaged, as when a recording was cut "
             "off; repair it from a whole recording of the same camera, or record mkv"
@@ -378,10 +395,13 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     raise VideoError(f"{path}: no video in it; give a video file or a folder of frame images")
 
 
-def _last_box_overruns(path: Path) -> bool:
-    """Whether the boxes an mp4 consists of, each headed by its size, go past its end."""
+def _whole_boxes(path: Path) -> int:
+    """Where the last whole box of an mp4 ends; each is headed by its size and kind.
+
+    A fragment's header (moof) without its samples (mdat) does not count as whole.
+    """
     file_size = path.stat().st_size
-    start = 0
+    start = whole = 0
     with path.open("rb") as file:
         while start < file_size:
             file.seek(start)
@@ -389,10 +409,12 @@ def _last_box_overruns(path: Path) -> bool:
             size, kind = int.from_bytes(header[:4], "big"), header[4:8]
             if size == 1:
                 size = int.from_bytes(header[8:16], "big")
-            if size == 0 or not kind.isalnum():  # up to the end; or padding, not a box
-                return False
+            if len(header) >= 8 and (size == 0 or not kind.isalnum()):
+                return file_size  # a box up to the end; or padding behind the last one
             start += max(size, 8)
-    return start > file_size
+            if start <= file_size and kind != b"moof":
+                whole = start
+    return whole
 
 
 # ---------------------------------------------------------------------------- rotation
