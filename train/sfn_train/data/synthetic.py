@@ -27,7 +27,6 @@ The same seed gives the same pictures. Everything is drawn with numpy and OpenCV
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -205,7 +204,9 @@ def _write(
         stream.thread_count = 1
         stream.options = {"crf": "21", "preset": "veryfast", "threads": "1"}
         for image, mask in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            # Not rgb24: the encoder's own conversion rounded differently from run to run.
+            planes = cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420)  # (3 H / 2, W)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
             masks.append(mask > 0)
         container.mux(stream.encode(None))
     return np.stack(masks)
@@ -291,18 +292,13 @@ def _on_foot(
         if place is None:
             return None
         feet = y + 1.5 * np.sin(t * 0.03 + drift)
-        body = _gait(looks, int((start + step * t) / (2 * np.pi) * POSES) % POSES, swing, lean)
+        pose = int((start + step * t) / (2 * np.pi) * POSES) % POSES
+        body = draw.person(looks, pose * 2 * np.pi / POSES, swing=swing, lean=lean)
         if carries is not None:
             body = [*body, *carries()]
         return Figure(y=feet, polygons=draw.placed(body, place, feet, size, facing=facing), odd=odd)
 
     return figure
-
-
-@lru_cache(maxsize=2048)
-def _gait(looks: draw.Looks, pose: int, swing: float, lean: float) -> list[Polygon]:
-    """One of the poses of a step: everybody takes many steps."""
-    return draw.person(looks, pose * 2 * np.pi / POSES, swing=swing, lean=lean)
 
 
 def _walker(rng: np.random.Generator, at: float, width: float) -> Actor:

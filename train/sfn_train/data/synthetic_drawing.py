@@ -9,6 +9,7 @@ units of a person's height and then placed.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -111,6 +112,7 @@ def _toward(start: Points, length: float, angle: float) -> Points:
     return start + length * np.array([np.sin(angle), np.cos(angle)])
 
 
+@lru_cache(maxsize=4096)  # everybody takes many steps; treat the list as read-only
 def person(
     looks: Looks,
     phase: float = 0.0,
