@@ -86,7 +86,7 @@ class PatchViT(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) to the last hidden state (B, 1 + N, dim) and patch embeddings (B, N, dim)."""
         embedded = self.embed(patchify(image, self.patch))  # (B, N, dim)
-        cls = self.class_token.expand(len(image), -1, -1)
+        cls = self.class_token.expand(image.shape[0], -1, -1)  # len() would fix the batch
         x = torch.cat([cls, embedded], dim=1) + self.positions  # (B, 1 + N, dim)
         for block in self.blocks:
             x = block(x)
