@@ -202,10 +202,11 @@ def _write(
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        stream.options = {"crf": "21", "preset": "veryfast", "threads": "1"}
+        # x264's macroblock tree gives another file every time; without it they are all equal.
+        exact = "mbtree=0:cpu-independent=1"
+        stream.options = {"crf": "21", "preset": "veryfast", "x264-params": exact}
         for image, mask in frames:
-            # Not rgb24: the encoder's own conversion rounded differently from run to run.
-            planes = cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420)  # (3 H / 2, W)
+            planes = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), np.uint8)  # (1.5 H, W)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
             masks.append(mask > 0)
         container.mux(stream.encode(None))
