@@ -122,10 +122,10 @@ class AttributeModel:
         thing, rarity = top
         reasons = []
         if rarity.speed >= 3.0:
-            ratio = np.exp(self.relative_speed(thing, scene) - _quantile(self.speed, 0.999))
+            ratio = np.exp(self.relative_speed(thing, scene) - self.speed.quantile(0.999))
             reasons.append((rarity.speed, _exceeds(rarity.speed, float(ratio), "faster")))
         if rarity.size >= 3.0:
-            ratio = np.exp(np.log(thing.area) - _quantile(self.size, 0.999))
+            ratio = np.exp(np.log(thing.area) - self.size.quantile(0.999))
             reasons.append((rarity.size, _exceeds(rarity.size, float(ratio), "larger")))
         if rarity.direction > RARE:
             where = SECTOR_NAMES[sector_of(thing, self.floor) % SECTORS]
@@ -220,16 +220,6 @@ def _direction_rarity(counts: FloatArray, row: int, column: int, sector: int) ->
     prior = (overall[near].sum() + 0.5) / (overall.sum() + 4)  # where the cell says little
     weight = 4.0
     return float(-np.log((cell[near].sum() + weight * prior) / (cell.sum() + weight)))
-
-
-def _quantile(tail: Tail, share: float) -> float:
-    """The value that `share` of normal things stay below, by the tail's own curve."""
-    low, high = float(tail.normal[0]), float(tail.normal[-1]) + 50 * tail.scale
-    wanted = -np.log(1 - share)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail.surprise(middle) < wanted else (low, middle)
-    return high
 
 
 def _exceeds(surprise: float, ratio: float, word: str) -> str:

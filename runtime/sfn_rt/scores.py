@@ -240,6 +240,13 @@ class Tail:
             surprise = beyond / self.scale - np.log(share)
         return np.asarray(np.minimum(surprise, _MAX_SURPRISE) + 0.0)  # + 0.0: no negative zero
 
+    def quantile(self, share: float) -> float:
+        """The value that `share` of normal evidence stays below; the inverse of the survival."""
+        rare = 1.0 - share
+        if rare < self._share[-1]:
+            return float(self._value[-1] + self.scale * np.log(self._share[-1] / rare))
+        return float(np.interp(-rare, -self._share, self._value))
+
     def to_arrays(self) -> dict[str, FloatArray]:
         """For an .npz file; `from_arrays` gives the same tail back, bit for bit."""
         return {"normal": self.normal, "scale": np.array(self.scale)}

@@ -23,6 +23,7 @@ from sfn_train.model import SFN, ModelConfig
 from sfn_train.text import TextModel
 
 Shapes = Mapping[str, tuple[int | str, ...]]
+DECODER_INPUTS = ("appearance", "motion", "text", "skip", "last_frame")  # in the order of forward
 
 
 def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
@@ -42,6 +43,8 @@ def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
         feeds["text"] = ("batch", c.text_dim)
     if c.use_appearance:
         feeds["skip"] = ("batch", n, c.dim)
+    if c.predict == "change":
+        feeds["last_frame"] = image
     predicted: dict[str, tuple[int | str, ...]] = {"next_frame": image}
     if c.use_text:
         predicted["semantic"] = ("batch", c.text_dim)
@@ -99,7 +102,7 @@ class TorchBackend:
         if part == "text" and self._text is not None:
             return {"sentence_embedding": self._text(**inputs)}
         prediction = self._model.decoder(
-            *(inputs.get(name) for name in ("appearance", "motion", "text", "skip"))
+            *(inputs.get(name) for name in DECODER_INPUTS)
         )
         computed = {"next_frame": prediction.next_frame}
         if prediction.semantic is not None:

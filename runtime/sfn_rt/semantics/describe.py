@@ -24,30 +24,32 @@ class SceneCaptioner:
 
     name = "scene"
 
-    def __init__(self, attributes: AttributeModel) -> None:
+    def __init__(self, attributes: AttributeModel | None) -> None:
         self._attributes = attributes
 
     def caption(self, clip: Clip) -> str:
         """How many things move, and how large, how fast, where and which way the rarest does."""
         scene = clip.scenes[-1]
-        top = self._attributes.rarest(scene)
-        if top is None:
+        if not scene.things:
             return "Nothing moves in the scene."
-        thing, rarity = top
         count = _word(COUNTS, len(scene.things), "A crowd of things moves")
-        return f"{count}. The most notable is {self._describe(thing, rarity, scene)}."
+        top = None if self._attributes is None else self._attributes.rarest(scene)
+        if self._attributes is None or top is None:
+            return f"{count}, where normally nothing does."
+        return f"{count}. The most notable is {_describe(self._attributes, *top, scene)}."
 
-    def _describe(self, thing: Thing, rarity: Rarity, scene: Scene) -> str:
-        size = _word(SIZES, rarity.size, "a gigantic object out of all proportion")
-        speed = _word(SPEEDS, rarity.speed, "rushing past at extreme speed")
-        sector = sector_of(thing, self._attributes.floor)
-        heading = f"moving {SECTOR_NAMES[sector]}" if sector < len(SECTOR_NAMES) else "in motion"
-        words = f"{size} {_place(thing, scene)}, {heading} {speed}"
-        if rarity.direction > RARE:
-            words += ", in a direction never taken there"
-        if rarity.place > RARE:
-            words += ", where nothing usually goes"
-        return words
+
+def _describe(attributes: AttributeModel, thing: Thing, rarity: Rarity, scene: Scene) -> str:
+    size = _word(SIZES, rarity.size, "a gigantic object out of all proportion")
+    speed = _word(SPEEDS, rarity.speed, "rushing past at extreme speed")
+    sector = sector_of(thing, attributes.floor)
+    heading = f"moving {SECTOR_NAMES[sector]}" if sector < len(SECTOR_NAMES) else "in motion"
+    words = f"{size} {_place(thing, scene)}, {heading} {speed}"
+    if rarity.direction > RARE:
+        words += ", in a direction never taken there"
+    if rarity.place > RARE:
+        words += ", where nothing usually goes"
+    return words
 
 
 def _word(table: tuple[tuple[float, str], ...], value: float, beyond: str) -> str:

@@ -28,6 +28,7 @@ class ModelConfig:
     gate: GateRule = "renormalised_x2"
     filter: Literal["sffm", "identity"] = "sffm"
     head_channels: int = 16  # between the two convolutions of the frame head
+    predict: Literal["frame", "change"] = "change"  # the paper: frame; change: from the last one
     use_appearance: bool = True
     use_motion: bool = True
     use_text: bool = True

@@ -40,9 +40,13 @@ class Decoder(nn.Module):
         motion: Tensor | None,
         text: Tensor | None,
         skip: Tensor | None,
+        last_frame: Tensor | None,
     ) -> Prediction:
-        """(B, T, 1 + N, D), (B, T - 1, 1 + N, C_m), (B, S) and (B, N, D) to a Prediction."""
-        return Prediction(*self.mjad(self.fusion(appearance, motion, text), skip))
+        """(B, T, 1 + N, D), (B, T - 1, 1 + N, C_m), (B, S), (B, N, D) and (B, 3, H, W).
+
+        What the config switches off is None; `last_frame` is None where the whole frame is drawn.
+        """
+        return Prediction(*self.mjad(self.fusion(appearance, motion, text), skip, last_frame))
 
 
 class SFN(nn.Module):
@@ -75,8 +79,11 @@ class SFN(nn.Module):
             motion = clips_of(pairs, self.config.observed - 1).flatten(0, 1)
         if not self.config.use_text:
             text = None
+        last = None
+        if self.config.predict == "change":
+            last = observed[:, self.config.observed - 1 :].flatten(0, 1)  # (B P, 3, H, W)
         prediction: Prediction = self.decoder(
-            appearance, motion, None if text is None else text.flatten(0, 1), skip
+            appearance, motion, None if text is None else text.flatten(0, 1), skip, last
         )
         return prediction
 

@@ -1,0 +1,104 @@
+"""A bundle, opened for scoring: what makes the evidence, and what turns it into a score."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sfn_rt.bundle import MANIFEST, Bundle, load_bundle
+from sfn_rt.evidence import Perception
+from sfn_rt.exceptions import BundleError, InputError
+from sfn_rt.normal import NormalFootage
+from sfn_rt.prediction_error import VisualConfig
+from sfn_rt.scores import Tail
+from sfn_rt.semantics.cached import CachedCaptioner
+from sfn_rt.semantics.captioner import Captioner
+from sfn_rt.semantics.describe import SceneCaptioner
+from sfn_rt.semantics.scene import SceneConfig
+from sfn_rt.semantics.text_encoder import TextEncoder
+from sfn_rt.threshold import Threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Everything a video is scored with; the same for every video."""
+
+    bundle: Bundle
+    sha256: str  # of the manifest, which lists the sha256 of every other file
+    perception: Perception
+    normal: NormalFootage
+    tails: dict[str, Tail]  # of the terms that are on
+    threshold: Threshold  # for the terms that are on
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the newest frame in the causal score."""
+        return self.bundle.manifest.score.ema_alpha
+
+
+@contextmanager
+def open_model(
+    path: Path,
+    *,
+    threads: int | None = None,
+    terms: tuple[str, ...] | None = None,
+    captions: Path | None = None,
+) -> Iterator[Model]:
+    """Load a bundle with the CPU backend; `terms` and `captions` replace what it would do."""
+    from sfn_rt.backends.ort import OrtBackend
+
+    bundle = load_bundle(path)
+    manifest = bundle.manifest
+    normal = NormalFootage.from_arrays(bundle.normal())
+    with OrtBackend.from_bundle(bundle, threads=threads) as backend:
+        settings = manifest.semantics.text
+        text = None
+        if settings is not None:
+            text = TextEncoder(backend, bundle.path(settings.tokenizer), settings.max_tokens)
+        perception = Perception(
+            backend=backend,
+            observed=manifest.observed,
+            preprocessing=manifest.preprocessing,
+            visual=_settings(VisualConfig, manifest.visual, path),
+            scene_config=_settings(SceneConfig, manifest.semantics.scene, path),
+            scene=normal.scene,
+            captioner=make_captioner(normal, captions),
+            text=text,
+            stride=manifest.semantics.stride,
+            terms=(),
+        )
+        chosen = choose_terms(terms, perception.available_terms, tuple(normal.tails))
+        perception = replace(perception, terms=chosen)
+        sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+        tails = {term: normal.tails[term] for term in chosen}
+        yield Model(bundle, sha256, perception, normal, tails, normal.thresholds[chosen])
+
+
+def choose_terms(
+    asked: tuple[str, ...] | None, available: tuple[str, ...], fitted: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The terms to score with: those asked for, or all that the bundle carries."""
+    there = tuple(term for term in available if term in fitted)
+    if asked is None:
+        return there
+    if missing := [term for term in asked if term not in there]:
+        raise InputError(
+            f"--terms: this bundle has no {missing[0]!r} term; it has {', '.join(there)}"
+        )
+    return asked
+
+
+def make_captioner(normal: NormalFootage, captions: Path | None) -> Captioner:
+    """From a file where one is given, else from what moves."""
+    if captions is not None:
+        return CachedCaptioner(captions)
+    return SceneCaptioner(normal.scene.attributes)
+
+
+def _settings(kind: type[Any], raw: dict[str, Any], path: Path) -> Any:
+    try:
+        return kind(**raw)
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST}: {error}; export the model again") from None

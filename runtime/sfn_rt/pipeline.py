@@ -1,0 +1,308 @@
+"""One video to a folder of results; the whole flow on one screen.
+
+    video -> frames -> look (another thread) -> predict -> evidence
+          -> score, event                      as a camera would, frame by frame
+          -> tables, curve, heat map, report   when the video is over
+
+Memory does not grow with the video but for some 100 bytes a frame of scores. An interrupted run
+leaves a checkpoint that continues to the same bytes.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Looked
+from sfn_rt.events import Box, Description, Event, EventDetector, min_gap_frames
+from sfn_rt.exceptions import OutputError, VideoError
+from sfn_rt.frames import Frame, FrameSource, open_source
+from sfn_rt.model import Model, open_model
+from sfn_rt.normal import SAME_SCENE
+from sfn_rt.options import ScoreOptions
+from sfn_rt.prefetch import prefetch
+from sfn_rt.progress import Progress
+from sfn_rt.rows import Rows
+from sfn_rt.scores import PUBLISHED, CausalScore, PaperConstants, VideoScores, paper_scores
+from sfn_rt.sinks.files import OutputFolder, output_errors
+
+CHECKPOINT_S = 10.0
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What `sfn-rt score` answers."""
+
+    video: Path
+    out: Path
+    n_frames: int
+    seconds: float  # wall time of scoring, report left out
+    n_resumed: int  # frames that an earlier, interrupted run had scored
+    events: tuple[Event, ...]
+    threshold: float
+    highest: float  # causal score
+    files: tuple[str, ...]
+    warnings: tuple[str, ...]
+    problem: str | None  # why decoding broke off, if it did
+
+    def text(self) -> str:
+        """For people."""
+        fps = (self.n_frames - self.n_resumed) / max(self.seconds, 1e-9)
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        lines.append(
+            f"{self.n_frames} frames at {fps:.1f} frames/s; highest score {self.highest:.2f}, "
+            f"threshold {self.threshold:.2f}, {len(self.events)} event"
+            f"{'' if len(self.events) == 1 else 's'}"
+        )
+        for event in self.events:
+            lines.append(f"  {event.start_s:.1f}-{event.end_s:.1f} s: {event.explanation}")
+        lines.append(f"{self.out}: {', '.join(self.files)}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """For programs."""
+        plain = asdict(self)
+        return plain | {"video": str(self.video), "out": str(self.out)}
+
+
+def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSummary:
+    """Score every frame of `source` and write the results to `options.out`."""
+    with ExitStack() as stack:
+        opened = open_model(
+            bundle, threads=options.threads, terms=options.terms, captions=options.captions
+        )
+        model = stack.enter_context(opened)
+        video = stack.enter_context(open_source(source, fps=options.fps))
+        folder = stack.enter_context(
+            OutputFolder(options.out, overwrite=options.force, resume=options.resume)
+        )
+        run = VideoRun(model, video.fps, grid=folder.state / "heat.f16")
+        checkpoint = Checkpoint(folder.state, _identity(source, model, options))
+        n_resumed = checkpoint.load(run) if folder.resumed else 0
+        folder.resumable = folder.resumed
+        started = saved = time.perf_counter()
+        progress = stack.enter_context(
+            Progress("scoring", video.n_frames, enabled=options.progress, done=n_resumed)
+        )
+        for block in run.blocks(video, start=n_resumed):
+            run.take(block)
+            progress.advance(len(block.frames))
+            if time.perf_counter() - saved > CHECKPOINT_S:
+                with output_errors(options.out):
+                    checkpoint.save(run, block)
+                folder.resumable, saved = True, time.perf_counter()
+        result = run.finish(video.name)
+        seconds = time.perf_counter() - started
+        if result.n_frames <= model.perception.observed:
+            raise VideoError(
+                f"{source}: {result.n_frames} frames are too few; at least "
+                f"{model.perception.observed + 1} are needed to predict one"
+            )
+        warnings = (*video.warnings, *run.warnings)
+        names = write_results(folder, source, result, run, warnings, options)
+        folder.commit()
+    return ScoreSummary(
+        source, options.out, result.n_frames, seconds, n_resumed, tuple(run.events),
+        model.threshold.value, float(np.nanmax(result.causal)), names, warnings, video.problem,
+    )  # fmt: skip
+
+
+class VideoRun:
+    """One video on its way through: evidence to score to event, with all state in one place."""
+
+    def __init__(self, model: Model, fps: float, grid: Path | None = None) -> None:
+        self.model, self.fps = model, fps
+        self.stream = EvidenceStream(model.perception)
+        self.causal = CausalScore(model.tails, model.alpha)
+        self.detector = EventDetector(
+            model.threshold.value, min_gap_frames=min_gap_frames(fps)
+        )
+        visual = model.perception.visual
+        self.rows = Rows(model.perception.terms, (visual.grid_height, visual.grid_width), grid)
+        self.events: list[Event] = []
+        self.warnings: list[str] = []
+
+    def blocks(self, video: FrameSource, start: int = 0) -> Iterator[Looked]:
+        """Look at the video's frames from `start` on, ahead of whoever takes the blocks."""
+        frames = (frame for frame in video if frame.index >= start)
+        return prefetch(self.stream.look(block) for block in grouped(frames, BLOCK))
+
+    def take(self, block: Looked) -> None:
+        """Predict, score and watch for events."""
+        if not self.rows.n_frames:
+            self._check_scene(block.frames[0])
+        for row in self.stream.predict(block):
+            score = self.causal.update(row.terms) if row.terms else float("nan")
+            surprise = {t: float(self.model.tails[t].surprise(e)) for t, e in row.terms.items()}
+            box = self._box(row, surprise)
+            finished = self.detector.update(
+                row.index, row.time_s, score, lambda r=row, s=surprise, b=box: self._say(r, s, b)
+            )
+            if finished:
+                self.events.append(finished)
+            self.rows.append(row, score, box)
+
+    def finish(self, name: str, constants: PaperConstants = PUBLISHED["default"]) -> VideoScores:
+        """The video is over: close the open event, and score by the paper's rule."""
+        if last := self.detector.finish():
+            self.events.append(last)
+        terms = self.rows.terms()
+        scored = any(np.isfinite(values).any() for values in terms.values())
+        paper = paper_scores(terms, constants) if scored else self.rows.column("causal")
+        return self.rows.result(name, self.fps, paper)
+
+    def _check_scene(self, frame: Frame) -> None:
+        likeness = self.model.normal.scene.likeness(frame.image)
+        if likeness < SAME_SCENE:
+            self.warnings.append(
+                f"this does not look like the scene the model was trained on (likeness "
+                f"{likeness:.2f}, expected above {SAME_SCENE}); its scores mean little"
+            )
+
+    def _box(self, row: FrameEvidence, surprise: Mapping[str, float]) -> Box | None:
+        """The place of the most surprising of the terms that have a place, in source pixels."""
+        attributes = self.model.perception.scene.attributes
+        visual, moving = surprise.get("visual", -1.0), surprise.get("attribute", -1.0)
+        if moving > visual and attributes is not None and row.scene.things:
+            return attributes.explain(row.scene)[1]
+        if row.box is None or visual < 0:
+            return None
+        x, y, w, h = row.box
+        width, height = row.scene.width, row.scene.height
+        return x * width, y * height, w * width, h * height
+
+    def _say(
+        self, row: FrameEvidence, surprise: Mapping[str, float], box: Box | None
+    ) -> Description:
+        """Caption, explanation and box of a frame, the most surprising term's words first."""
+        reasons = []
+        attributes = self.model.perception.scene.attributes
+        if "attribute" in surprise and attributes is not None:
+            reasons.append((surprise["attribute"], attributes.explain(row.scene)[0]))
+        if "visual" in surprise:
+            usual = self.model.tails["visual"].quantile(0.999)
+            ratio = row.terms["visual"] / usual if usual > 0 else 1.0
+            words = f"looks {ratio:.1f} times as unexpected as 999 of 1000 normal frames"
+            reasons.append((surprise["visual"], words))
+        if "semantic" in surprise:
+            reasons.append((surprise["semantic"], "what happens is described unlike normal life"))
+        reasons.sort(key=lambda reason: -reason[0])
+        said = [text for value, text in reasons if value >= 3.0] or [reasons[0][1]]
+        return row.caption or "", "; ".join(said), box
+
+
+def write_results(
+    folder: OutputFolder,
+    source: Path,
+    result: VideoScores,
+    run: VideoRun,
+    warnings: Iterable[str],
+    options: ScoreOptions,
+) -> tuple[str, ...]:
+    """Fill the output folder; names of the files in it."""
+    from sfn_rt.report import write_report
+
+    model = run.model
+    manifest = model.bundle.manifest
+    meta = {
+        "profile": manifest.profile,
+        "bundle": str(model.bundle.folder),
+        "sha": model.sha256,
+        "terms": ", ".join(model.perception.terms),
+        "captions": model.perception.captioner.name,
+        "trained on": manifest.provenance.data,
+    }
+    with output_errors(options.out):
+        paths = write_report(
+            folder.files, source, result, run.events, run.rows.heat(),
+            threshold=model.threshold, meta=meta, warnings=tuple(warnings),
+            heat_scale=model.normal.heat_scale, fps=options.fps,
+            video=options.report, html=options.report,
+        )  # fmt: skip
+    return tuple(path.name for path in paths)
+
+
+class Checkpoint:
+    """What an interrupted run needs to continue to the same bytes."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
+        self._folder, self._identity = folder, dict(identity)
+
+    def save(self, run: VideoRun, block: Looked) -> None:
+        """Write the state after `block`, whole or not at all."""
+        arrays, stream = run.stream.state(block)
+        rows_arrays, rows = run.rows.state()
+        plain = {
+            "identity": self._identity,
+            "stream": stream,
+            "rows": rows,
+            "causal": run.causal.state(),
+            "detector": run.detector.state(),
+            "events": [asdict(event) for event in run.events],
+            "warnings": run.warnings,
+        }
+        arrays |= {f"rows/{name}": array for name, array in rows_arrays.items()}
+        arrays["plain"] = np.array(json.dumps(plain))
+        beside = self._folder / "checkpoint.partial.npz"
+        np.savez(beside, **arrays)  # type: ignore[arg-type]
+        beside.replace(self._folder / "checkpoint.npz")
+
+    def load(self, run: VideoRun) -> int:
+        """Put `run` back to the last checkpoint; frames done by then, 0 where there is none."""
+        path = self._folder / "checkpoint.npz"
+        if not path.exists():
+            return 0
+        with np.load(path, allow_pickle=False) as stored:
+            arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
+        plain = json.loads(str(arrays.pop("plain")))
+        if plain["identity"] != self._identity:
+            known = plain["identity"]
+            changed = [key for key in self._identity if known.get(key) != self._identity[key]]
+            raise OutputError(
+                f"--resume: the interrupted run had another {' and '.join(changed)}; give the "
+                f"same ones, or leave --resume out to start again"
+            )
+        rows = {k.removeprefix("rows/"): v for k, v in arrays.items() if k.startswith("rows/")}
+        run.stream.restore(arrays, plain["stream"])
+        run.rows.restore(rows, plain["rows"])
+        run.causal.restore(plain["causal"])
+        run.detector.restore(plain["detector"])
+        run.events = [_event(raw) for raw in plain["events"]]
+        run.warnings = list(plain["warnings"])
+        return run.rows.n_frames
+
+
+def _identity(source: Path, model: Model, options: ScoreOptions) -> dict[str, object]:
+    """What must not change between an interruption and its continuation."""
+    stat = source.stat()
+    captions = options.captions.read_text() if options.captions else None
+    return {
+        "video": [str(source.resolve()), stat.st_size, stat.st_mtime_ns],
+        "bundle": model.sha256,
+        "--terms": list(model.perception.terms),
+        "--captions": captions,
+        "--fps": options.fps,
+        "--threads": options.threads,
+    }
+
+
+def _event(raw: Mapping[str, Any]) -> Event:
+    event = Event(**raw)
+    return replace(event, box=None if event.box is None else tuple(event.box))
+
+
+def grouped(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Lists of `size` consecutive frames; the last may be shorter."""
+    group: list[Frame] = []
+    for frame in frames:
+        group.append(frame)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,144 @@
+"""What normal footage looks like to a trained model: the content of normal.npz.
+
+The runtime's own evidence stream runs over the held-out normal footage, with the model in PyTorch
+behind its backend protocol. Nothing here sees a test video.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Perception
+from sfn_rt.frames import Frame, open_source
+from sfn_rt.normal import (
+    MOST_THUMBNAILS,
+    NormalFootage,
+    SceneModel,
+    same_scene,
+    term_subsets,
+    thumbnail,
+)
+from sfn_rt.pipeline import grouped
+from sfn_rt.prediction_error import VisualConfig
+from sfn_rt.progress import Progress
+from sfn_rt.scores import EMA_ALPHA, Tail, causal_scores
+from sfn_rt.semantics.cached import CachedCaptioner
+from sfn_rt.semantics.captioner import Captioner
+from sfn_rt.semantics.describe import SceneCaptioner
+from sfn_rt.threshold import fit_threshold
+from sfn_train.checkpoint import Run
+from sfn_train.config import Config
+from sfn_train.data.prepare import Footage, Prepared
+from sfn_train.data.split import Span
+from sfn_train.text import TextModel
+from sfn_train.torch_backend import TorchBackend
+
+FALSE_ALARMS_PER_HOUR = 1.0
+HEAT_QUANTILE = 0.999
+
+
+def fit_statistics(run: Run, prepared: Prepared, *, progress: bool = True) -> Run:
+    """The run with `normal` filled in, and with the visual settings that follow from the scene."""
+    config = run.config
+    scene = scene_model(prepared)
+    visual = visual_config(config, prepared)
+    text = None
+    if config.model.use_text:
+        folder = config.semantics.text
+        text = TextModel(None if folder is None else Path(folder))
+    run.model.eval()
+    with TorchBackend(run.model, text) as backend:
+        perception = Perception(
+            backend=backend,
+            observed=config.model.observed,
+            preprocessing=config.preprocessing,
+            visual=visual,
+            scene_config=config.semantics.scene,
+            scene=scene,
+            captioner=SceneCaptioner(scene.attributes),
+            text=text,
+            stride=config.semantics.stride,
+            terms=(),
+        )
+        perception = replace(perception, terms=perception.available_terms)
+        footage = [
+            list(_evidence(perception, config, video, span, progress))
+            for video, span in prepared.held_out()
+        ]
+    fps = float(np.median([video.fps for video in prepared.videos]))
+    normal = fit_normal(scene, perception.terms, footage, fps)
+    info = {**run.info, "visual": asdict(visual)}
+    return replace(run, normal=normal.to_arrays(), info=info)
+
+
+def scene_model(prepared: Prepared) -> SceneModel:
+    """Background, attributes and thumbnails; no background where the videos differ in scene."""
+    step = max(1, len(prepared.videos) // MOST_THUMBNAILS)
+    thumbnails = []
+    for video in prepared.videos[::step]:
+        with open_source(video.path, fps=video.fps) as source:
+            thumbnails.append(thumbnail(next(iter(source)).image))
+    background = prepared.background if same_scene(thumbnails) else None
+    return SceneModel(prepared.attributes, background, np.stack(thumbnails))
+
+
+def visual_config(config: Config, prepared: Prepared) -> VisualConfig:
+    """A box of the size of the things that move in the scene, at the model's frame size.
+
+    Its area is the median area of their bounding boxes; it is square, because people are tall
+    and what they are mistaken for is wide. Where nothing moves, an eighth of the frame.
+    """
+    height, width = config.model.frame_height, config.model.frame_width
+    rows, columns = config.model.grid
+    areas = [
+        (thing.w * width / scene.width) * (thing.h * height / scene.height)
+        for video in prepared.videos
+        for scene in video.scenes
+        for thing in scene.things
+    ]
+    side = round(float(np.sqrt(np.median(areas)))) if areas else height // 8
+    side = int(np.clip(side, config.model.patch, height // 2))
+    return VisualConfig(box_height=side, box_width=side, grid_height=rows, grid_width=columns)
+
+
+def fit_normal(
+    scene: SceneModel,
+    terms: Sequence[str],
+    footage: Sequence[Sequence[FrameEvidence]],
+    fps: float,
+) -> NormalFootage:
+    """Tails of every term and a threshold for every choice of terms, from held-out evidence."""
+    videos = [[row for row in rows if row.terms] for rows in footage]
+    columns = [
+        {term: np.array([row.terms[term] for row in rows]) for term in terms}
+        for rows in videos
+        if rows
+    ]
+    tails = {term: Tail.fit(np.concatenate([c[term] for c in columns])) for term in terms}
+    thresholds = {}
+    for chosen in term_subsets(terms):
+        scores = [causal_scores({t: c[t] for t in chosen}, tails, EMA_ALPHA) for c in columns]
+        thresholds[chosen] = fit_threshold(scores, fps, FALSE_ALARMS_PER_HOUR)
+    cells = [row.heat for rows in videos for row in rows if row.heat is not None]
+    scale = float(np.quantile(np.stack(cells).astype(np.float32), HEAT_QUANTILE)) if cells else 1.0
+    return NormalFootage(scene, tails, thresholds, max(scale, 1e-6))
+
+
+def _evidence(
+    perception: Perception, config: Config, video: Footage, span: Span, progress: bool
+) -> Iterator[FrameEvidence]:
+    if config.semantics.captions is not None:
+        path = Path(config.semantics.captions) / f"{video.name}.json"
+        captioner: Captioner = CachedCaptioner(path)
+        perception = replace(perception, captioner=captioner)
+    stream = EvidenceStream(perception)
+    with (
+        open_source(video.path, fps=video.fps) as source,
+        Progress(f"statistics {video.name}", len(span), enabled=progress) as bar,
+    ):
+        frames: Iterator[Frame] = (f for f in source if span.start <= f.index < span.stop)
+        for block in grouped(frames, BLOCK):
+            yield from stream.predict(stream.look(block))
+            bar.advance(len(block))
