@@ -8,17 +8,15 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from sfn_rt import __version__
 from sfn_rt.exceptions import BundleError, SfnError
-
-if TYPE_CHECKING:
-    from sfn_rt.options import Answer
 
 EXIT_MISTAKE = 2
 EXIT_TRUNCATED = 3
@@ -134,7 +132,7 @@ def score(
     from sfn_rt.pipeline import score_video  # imported late: `--help` loads no backend
 
     summary = score_video(video, chosen, options)
-    print_answer(summary, as_json)
+    print_answer(summary.text(), summary.to_json(), as_json)
     if summary.problem is not None:
         typer.echo(f"warning: {video}: {summary.problem}", err=True)
         raise typer.Exit(EXIT_TRUNCATED)
@@ -168,7 +166,8 @@ def evaluate(
     chosen = choose_bundle(bundle)
     from sfn_rt.evaluate import evaluate_dataset
 
-    print_answer(evaluate_dataset(data, chosen, options), as_json)
+    evaluation = evaluate_dataset(data, chosen, options)
+    print_answer(evaluation.table(), evaluation.to_json(), as_json)
 
 
 @app.command()
@@ -204,7 +203,8 @@ def inspect(
     chosen = choose_bundle(bundle)
     from sfn_rt.bundle_info import inspect_bundle
 
-    print_answer(inspect_bundle(chosen), as_json)
+    info = inspect_bundle(chosen)
+    print_answer(info.text(), info.to_json(), as_json)
 
 
 @app.command()
@@ -213,7 +213,7 @@ def doctor(as_json: JsonOption = False) -> None:
     from sfn_rt.doctor import diagnose
 
     diagnosis = diagnose()
-    print_answer(diagnosis, as_json)
+    print_answer(diagnosis.text(), diagnosis.to_json(), as_json)
     if not diagnosis.can_score:
         raise typer.Exit(1)
 
@@ -235,8 +235,8 @@ def choose_bundle(option: Path | None) -> Path:
     return path
 
 
-def print_answer(answer: "Answer", as_json: bool) -> None:
-    typer.echo(json.dumps(answer.to_json(), indent=2) if as_json else answer.text())
+def print_answer(text: str, values: Mapping[str, Any], as_json: bool) -> None:
+    typer.echo(json.dumps(values, indent=2, allow_nan=False) if as_json else text)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,9 @@ Options say where and how fast, never what the model is: that is in the bundle.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from sfn_rt.exceptions import InputError
 from sfn_rt.scores import TERMS as TERMS  # also what a bundle may name
-
-
-class Answer(Protocol):
-    """What every command returns: text for people, a JSON object for programs."""
-
-    def text(self) -> str: ...
-    def to_json(self) -> dict[str, object]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
