@@ -33,11 +33,11 @@ demo: $(STAMP)  ## train, export, score, evaluate on made-up video, or on DATA=f
 
 train: $(STAMP)  ## DATA=folder [CONFIG=edge] [RUN=runs/edge]: a run folder
 	$(call need,DATA,a folder of normal videos)
-	$(PY) -m sfn_train train --data "$(DATA)" --config "$(CONFIG)" --out "$(or $(RUN),runs/$(CONFIG))" $(ARGS)
+	$(PY) -m sfn_train train "$(DATA)" --config "$(CONFIG)" --out "$(or $(RUN),runs/$(CONFIG))" $(ARGS)
 
 export: $(STAMP)  ## RUN=folder [OUT=bundle]: ONNX graphs, parity checked, in a bundle
 	$(call need,RUN,a run folder that make train wrote)
-	$(PY) -m sfn_export trace --run "$(RUN)" --out "$(or $(OUT),bundle)" $(ARGS)
+	$(PY) -m sfn_export trace "$(RUN)" --out "$(or $(OUT),bundle)" $(ARGS)
 
 eval: $(STAMP)  ## DATA=folder [BUNDLE=bundle] [OUT=folder]: AUC and the rest
 	$(call need,DATA,a folder with test videos and labels)

@@ -45,15 +45,13 @@ def demo(data: Path | None, out: Path, config: str) -> None:
         raise SfnError(f"{data} lies in {out}, which the demo empties; move it elsewhere")
     empty(out)
     if data is None:
-        from sfn_train.data.synthetic import make_walkway
-
-        print("making a walkway video set", flush=True)
-        data = make_walkway(out / "data")
+        data = out / "data"
+        step(sys.executable, "-m", "sfn_train", "demo-data", str(data))
     dataset = open_dataset(data)  # a mistake in the data is told before the training
     run, bundle, score, evaluation = (out / name for name in ("run", "bundle", "score", "eval"))
-    train = ["train", "--data", str(data), "--config", config, "--out", str(run)]
+    train = ["train", str(data), "--config", config, "--out", str(run)]
     step(sys.executable, "-m", "sfn_train", *train)
-    step(sys.executable, "-m", "sfn_export", "trace", "--run", str(run), "--out", str(bundle))
+    step(sys.executable, "-m", "sfn_export", "trace", str(run), "--out", str(bundle))
     video = example(dataset)
     scored = ["score", str(video.path), "--bundle", str(bundle), "--out", str(score)]
     step(SFN_RT, *scored)

@@ -11,7 +11,7 @@ import pytest
 from sfn_rt.datasets import Dataset, Video
 from sfn_rt.exceptions import SfnError
 
-STAGES = ["train", "trace", "score", "eval"]
+STAGES = ["demo-data", "train", "trace", "score", "eval"]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_every_stage_runs_and_what_was_made_is_named(
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(demo, "open_dataset", lambda data: dataset([0, 1]))
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
-    demo.demo(tmp_path / "data", tmp_path / "demo", "edge")
+    demo.demo(None, tmp_path / "demo", "edge")
     assert [next(word for word in command if word in STAGES) for command in ran] == STAGES
     said = capsys.readouterr().out
     for made in ("bundle", "curve.svg", "heatmap.mp4", "report.html", "AUC"):
