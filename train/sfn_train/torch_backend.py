@@ -22,6 +22,7 @@ from sfn_rt.backends.base import (
 from sfn_train.model import SFN, ModelConfig
 from sfn_train.text import TextModel
 
+DECODER_INPUTS = ("appearance", "motion", "text", "skip", "last_frame")  # in forward's order
 Shapes = Mapping[str, tuple[int | str, ...]]
 DECODER_INPUTS = ("appearance", "motion", "text", "skip", "last_frame")  # in the order of forward
 
@@ -43,6 +44,8 @@ def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
         feeds["text"] = ("batch", c.text_dim)
     if c.use_appearance:
         feeds["skip"] = ("batch", n, c.dim)
+    if c.predict == "change":
+        feeds["last_frame"] = image
     if c.predict == "change":
         feeds["last_frame"] = image
     predicted: dict[str, tuple[int | str, ...]] = {"next_frame": image}

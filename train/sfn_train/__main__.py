@@ -1,0 +1,5 @@
+"""`python -m sfn_train`."""
+
+from sfn_train.cli import app
+
+app()

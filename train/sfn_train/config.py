@@ -1,0 +1,286 @@
+"""All settings of a training run: read from YAML, checked on construction, saved into the run.
+
+YAML holds values only. Every key must exist and have the type its dataclass states, so a typing
+mistake never trains a default in silence.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from sfn_rt.preprocess import Preprocessing
+from sfn_rt.semantics.scene import SceneConfig
+from sfn_train.exceptions import ConfigError
+from sfn_train.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How videos become clips."""
+
+    resize: Literal["area", "bicubic"] = "area"
+    run_length: int = 8  # consecutive frames trained on together: run_length - observed clips
+    held_out: float = 0.2  # share of the normal footage kept for validation and statistics
+    cache_gb: float = 20.0  # most that prepared frames may take on disk
+
+    def __post_init__(self) -> None:
+        if self.run_length < 2:
+            raise ValueError(f"run_length must be at least 2, got {self.run_length}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
+        if not 0 < self.cache_gb < float("inf"):
+            raise ValueError(f"cache_gb must be above 0, got {self.cache_gb}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticsConfig:
+    """Where captions come from and what embeds them."""
+
+    captioner: Literal["scene", "cached"] = "scene"
+    captions: str | None = None  # cached: folder with a NAME.json a video
+    stride: int = 4  # frames a caption holds for
+    text: str | None = None  # sentence-transformers folder; none for all-MiniLM-L6-v2
+    scene: SceneConfig = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"stride must be at least 1, got {self.stride}")
+        if (self.captioner == "cached") != (self.captions is not None):
+            raise ValueError("captions names the folder of the cached captioner: set both or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weight of each loss; a branch that is off has none."""
+
+    frame: float = 1.0
+    text: float = 1.0
+    motion: float = 1.0
+    balance: float = 0.001  # the paper's alpha, on the sum over layers
+
+    def __post_init__(self) -> None:
+        for name, weight in dataclasses.asdict(self).items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} must be 0 or above, got {weight}")
+        if not any(dataclasses.asdict(self).values()):
+            raise ValueError("every loss has weight 0: nothing to learn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimisation. Training ends at whichever of steps, epochs and minutes comes first."""
+
+    seed: int = 0
+    steps: int | None = None
+    epochs: int | None = None
+    minutes: float | None = None  # of training, interruptions not counted
+    batch: int = 4  # runs a step and device
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-5
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    gradient_clip: float | None = None  # norm
+    loss: LossConfig = field(default_factory=LossConfig)
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where it is native
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    strategy: str = "auto"  # Lightning's name for how several devices share the work
+    workers: int = 0  # processes that load clips
+    log_every: int = 10  # steps
+    validate_every: int = 250  # steps
+    validation_batches: int = 16  # at most, spread evenly over the held-out clips
+    checkpoint_every: int = 250  # steps; what --resume may lose
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.epochs is None and self.minutes is None:
+            raise ValueError("training has no end: set steps, epochs or minutes")
+        counts = ("batch", "devices", "log_every", "validate_every", "validation_batches")
+        for name in (*counts, "checkpoint_every", "steps", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("seed", "weight_decay", "warmup_steps", "workers"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}")
+        for name in ("minutes", "learning_rate", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that makes a run what it is."""
+
+    model: ModelConfig
+    data: DataConfig
+    semantics: SemanticsConfig
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if self.data.run_length <= self.model.observed:
+            raise ValueError(
+                f"data.run_length {self.data.run_length} holds no clip: it must be above "
+                f"model.observed {self.model.observed}"
+            )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What every frame passes, in training and on the device."""
+        return Preprocessing(
+            height=self.model.frame_height, width=self.model.frame_width, resize=self.data.resize
+        )
+
+    def to_yaml(self) -> str:
+        """All settings, defaults included; `read_config` gives an equal Config back."""
+        plain = dataclasses.asdict(self)
+        plain["train"]["betas"] = list(self.train.betas)
+        return str(yaml.safe_dump(plain, sort_keys=False))
+
+    def fingerprint(self) -> str:
+        """sha256 of the settings."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+
+def read_config(name: str, changes: Sequence[str] = ()) -> Config:
+    """A Config that comes with sfn_train, by name, or from a YAML file, by path; then `changes`.
+
+    A change is `section.setting=value`, as given to --set.
+    """
+    return parse_config(_read_text(name), name, changes)
+
+
+def parse_config(text: str, source: str, changes: Sequence[str] = ()) -> Config:
+    """Build a Config from YAML, refusing whatever it does not know."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source} must hold the sections {sorted(_known(Config))}")
+    for change in changes:
+        _apply(raw, change)
+    config = _build(Config, raw, source, "")
+    assert isinstance(config, Config)
+    return config
+
+
+def known_names() -> list[str]:
+    """Configs that come with sfn_train."""
+    folder = resources.files("sfn_train") / "configs"
+    return sorted(
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    )
+
+
+def _read_text(name: str) -> str:
+    if name in known_names():
+        resource = resources.files("sfn_train") / "configs" / f"{name}.yaml"
+        return resource.read_text(encoding="utf-8")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no config {name!r}: it is neither a file nor one of {', '.join(known_names())}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: cannot read the config: {error}") from None
+
+
+def _apply(raw: dict[str, Any], change: str) -> None:
+    """Put one `a.b=value` into the parsed YAML."""
+    path, equals, value = change.partition("=")
+    *sections, setting = path.strip().split(".")
+    if not equals or not sections:
+        raise ConfigError(f"--set {change}: expected section.setting=value, as in model.dim=64")
+    place = raw
+    for section in sections:
+        inner = place.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {change}: {section} is a value, not a section")
+        place = inner
+    try:
+        place[setting] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {change}: {value!r} is not a YAML value") from None
+
+
+def _known(cls: type) -> dict[str, Any]:
+    """Settings of a dataclass and their types."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _build(cls: type, raw: Any, source: str, where: str) -> object:
+    """An instance of the dataclass `cls`; `where` is the section's dotted name."""
+    known = _known(cls)
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{source}: {where or 'the file'} must hold settings, got {raw!r}")
+    if unknown := [key for key in raw if key not in known]:
+        near = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"{source}: {where or 'the file'} has no setting {unknown[0]!r}; {hint}"
+            f"known: {', '.join(sorted(known))}"
+        )
+    values = {}
+    for name, kind in known.items():
+        dotted = f"{where}.{name}" if where else name
+        if name in raw:
+            values[name] = _convert(kind, raw[name], source, dotted)
+        elif dataclasses.is_dataclass(kind) and isinstance(kind, type) and not where:
+            values[name] = _build(kind, {}, source, dotted)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {f'{where}: ' if where else ''}{error}") from None
+
+
+def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
+    """`value` as the type a setting states, or a ConfigError that names both."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _build(kind, value, source, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = [argument for argument in arguments if argument is not type(None)]
+        return _convert(kind, value, source, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(
+                f"{source}: {where} must be one of {', '.join(arguments)}, got {value!r}"
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or len(value) != len(arguments):
+            raise ConfigError(f"{source}: {where} must be {len(arguments)} values, got {value!r}")
+        pairs = zip(arguments, value, strict=True)
+        return tuple(_convert(argument, item, source, where) for argument, item in pairs)
+    if kind is float:
+        return _number(value, source, where)
+    if type(value) is not kind:  # exactly: True is no number of steps
+        words = {int: "a whole number", bool: "true or false", str: "text"}
+        raise ConfigError(f"{source}: {where} must be {words[kind]}, got {value!r}")
+    return value
+
+
+def _number(value: Any, source: str, where: str) -> float:
+    # YAML 1.1 reads 2e-4, without a dot, as text.
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{source}: {where} must be a number, got {value!r}") from None
