@@ -167,7 +167,7 @@ def evaluate(
     from sfn_rt.evaluate import evaluate_dataset
 
     evaluation = evaluate_dataset(data, chosen, options)
-    print_answer(evaluation.table(), evaluation.to_json(), as_json)
+    print_answer(evaluation.text(), evaluation.to_json(), as_json)
 
 
 @app.command()

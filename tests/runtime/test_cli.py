@@ -27,8 +27,6 @@ class Summary:
     def text(self) -> str:
         return "300 frames"
 
-    table = text
-
     def to_json(self) -> dict[str, object]:
         return {"n_frames": 300}
 
