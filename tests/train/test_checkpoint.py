@@ -70,7 +70,7 @@ def test_an_unfinished_run_says_how_to_finish_it(run: Run) -> None:
     (run.path / "model.safetensors").unlink()
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(RunError, match="training is not finished; continue it with .*--resume"):
+    with pytest.raises(RunError, match=r"training is not finished; .* --resume"):
         load_run(run.path)
 
 

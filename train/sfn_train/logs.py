@@ -21,6 +21,7 @@ class MetricsCsv(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self._logged: dict[str, int] = {}  # split -> its last step
 
     @property
     def name(self) -> str:
@@ -55,10 +56,11 @@ class MetricsCsv(Logger):
                 for name, value in metrics.items()
                 if name.startswith(f"{split}/")
             }
-            if row:
+            done = int(step or 0)
+            if row and done != self._logged.get(split):  # Lightning repeats the last on stopping
+                self._logged[split] = done
                 with self.path.open("a", newline="") as file:
-                    row |= {"step": int(step or 0), "split": split}
-                    csv.DictWriter(file, COLUMNS).writerow(row)
+                    csv.DictWriter(file, COLUMNS).writerow(row | {"step": done, "split": split})
 
 
 class StepBar(Progress):

@@ -9,11 +9,13 @@ import ctypes
 import logging
 import math
 import os
+import pickle
 import shutil
 import signal
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -109,6 +111,11 @@ class Training(lightning.LightningModule):
         return torch.optim.Adam(
             self.parameters(), c.learning_rate, c.betas, weight_decay=c.weight_decay, fused=True
         )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip here: Lightning refuses to with a fused optimizer, for the sake of fp16 alone."""
+        if (norm := self.config.train.gradient_clip) is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), norm)
 
     def on_train_start(self) -> None:
         """Time counts from here; what is logged again is cut from the log."""
@@ -239,6 +246,7 @@ def check_out(out: Path, *, resume: bool, force: bool) -> None:
                 f"{out / CHECKPOINT} does not exist: nothing to resume; leave out --resume and "
                 f"add --force to start again"
             )
+        check_checkpoint(out / CHECKPOINT)
         return
     with output_errors(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -251,6 +259,20 @@ def check_out(out: Path, *, resume: bool, force: bool) -> None:
                 target = out / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a checkpoint that is damaged, or that would run code when loaded."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no checkpoint of torch, or is cut short")
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(
+            f"{path} cannot be resumed from ({reason}); leave out --resume and add --force to "
+            f"start again"
+        ) from None
 
 
 def resumed_config(out: Path, changes: Sequence[str]) -> Config:
@@ -291,7 +313,6 @@ def fit(prepared: Prepared, config: Config, out: Path, *, resume: bool = False) 
             val_check_interval=train.validate_every,
             check_val_every_n_epoch=None,
             log_every_n_steps=train.log_every,
-            gradient_clip_val=train.gradient_clip,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_progress_bar=False,
