@@ -1,0 +1,5 @@
+"""`python -m sfn_export`."""
+
+from sfn_export.cli import app
+
+app()

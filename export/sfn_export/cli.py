@@ -1,0 +1,122 @@
+"""The workshop's second half on the command line: `python -m sfn_export`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfn_train.cli import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    name="python -m sfn_export",
+    help="Exports a trained run to ONNX graphs and a bundle.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class FormName(StrEnum):
+    """How the SFFM is written into the decoder's graph."""
+
+    dispatch = "dispatch"
+    dense = "dense"
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+FormOption = Annotated[FormName, typer.Option(help="The SFFM: blocks of tokens, or all filters.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")]
+ClipsOption = Annotated[
+    Path | None, typer.Option(help="Data to compare the whole path on; default the run's own.")
+]
+FramesOption = Annotated[int, typer.Option(help="Frames of each clip to compare.")]
+FpsOption = Annotated[float | None, typer.Option(help="Where the clips do not state it.")]
+
+
+@app.callback()
+def root() -> None:
+    """Exports a trained run to ONNX graphs and a bundle."""
+
+
+@app.command()
+def bundle(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
+    form: FormOption = FormName.dispatch,
+    clips: ClipsOption = None,
+    frames: FramesOption = 120,
+    fps: FpsOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Trace, compare with PyTorch, and pack RUN into a bundle."""
+    from sfn_export.build import ExportOptions, build_bundle
+
+    options = ExportOptions(form=form.value, clips=clips, frames=frames, fps=fps, threads=threads)
+    done = build_bundle(run, out, options, typer.echo)
+    typer.echo(f"{done.out}: a bundle, equal to PyTorch within its budgets, {done.seconds:.0f} s")
+
+
+@app.command()
+def trace(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the graphs.")] = Path("graphs"),
+    form: FormOption = FormName.dispatch,
+    threads: ThreadsOption = None,
+) -> None:
+    """Write RUN's graphs only, each compared with PyTorch."""
+    from sfn_export.build import compare_parts, text_of
+    from sfn_export.build import trace as trace_run
+    from sfn_rt.sinks.files import output_errors
+    from sfn_train.checkpoint import load_run
+
+    loaded = load_run(run)
+    text = text_of(loaded)
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        specs = trace_run(loaded, text, out, form.value, typer.echo)
+    typer.echo(compare_parts(loaded, text, out, specs, threads).text())
+
+
+@app.command()
+def parity(
+    run: RunArgument,
+    bundle: Annotated[Path, typer.Argument(help="A bundle made from RUN.")],
+    clips: ClipsOption = None,
+    frames: FramesOption = 120,
+    fps: FpsOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Compare a bundle with the RUN it came from: every part, and the whole path on clips."""
+    from sfn_export.build import ExportOptions, compare_parts, find_clips, text_of
+    from sfn_export.path_parity import check_path
+    from sfn_rt.bundle import load_bundle
+    from sfn_train.checkpoint import load_run
+
+    options = ExportOptions(clips=clips, frames=frames, fps=fps, threads=threads)
+    loaded, opened = load_run(run), load_bundle(bundle)
+    text = text_of(loaded)
+    specs = {part: entry.spec for part, entry in opened.manifest.parts.items()}
+    typer.echo(compare_parts(loaded, text, bundle, specs, threads).text())
+    if videos := find_clips(loaded, options):
+        whole = check_path(
+            bundle, loaded.model, text, videos, frames=frames, fps=fps, threads=threads
+        )
+        typer.echo(whole.text())
+
+
+@app.command()
+def rtx(
+    graphs: Annotated[list[Path], typer.Argument(help="ONNX files, or folders of them.")],
+) -> None:
+    """Have TensorRT-RTX parse and build every graph on the CPU."""
+    from sfn_export.rtx import TARGETS, check_rtx, graphs_in
+
+    for path in graphs_in(graphs):
+        built = check_rtx(path)
+        typer.echo(
+            f"{path}: {built.layers} layers, {built.megabytes:.1f} MB for {', '.join(TARGETS)}, "
+            f"{built.seconds:.1f} s"
+        )

@@ -1,0 +1,177 @@
+"""The SFFM in the two forms that are exported, from the same parameters as the training module.
+
+    y = F_0(x) + sum over i in top-K(s) of g_i F_i(x)           paper Eq. (5), (6)
+
+LayerNorm is folded into each filter's first map (exact), and a filter's biases ride along as one
+more row and column: the normalised token gets a constant 1 that multiplies c_i, and one more code
+whose value is silu(c) = 1 multiplies b_i, so that a filter is exactly two products.
+
+`DispatchSFFM` computes only what was chosen, with static shapes. Each filter's tokens fill whole
+blocks of `block` rows; since every filter leaves at most one block unfilled, floor(M K / block) + E
+blocks are enough for any routing and no token is ever dropped. Weights are gathered once a block,
+results are gathered back and summed by gate: no scatter-add, so the sum has one order.
+
+`DenseSFFM` computes all filters as two wide products and zeroes what was not chosen.
+
+Axes: B clips, N tokens, M = B N, D width, R bottleneck, E routed filters, K active, Q blocks.
+"""
+
+import copy
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfn_train.model.sffm import SFFM, Folded, Routing
+from sfn_train.model.sfn import Decoder
+
+Form = Literal["dispatch", "dense"]
+BLOCK = 24  # rows; ONNX Runtime takes 12 at a time. Measured by benchmarks/sffm.py --blocks
+SILU_ONE = 1.2784645427610738  # silu(SILU_ONE) = 1
+
+
+class ExportedSFFM(nn.Module):
+    """What both forms share: the router, and the constants made from the trained parameters."""
+
+    def __init__(self, sffm: SFFM) -> None:
+        super().__init__()
+        self.sffm = sffm
+        self.dim, self.rank = sffm.dim, sffm.rank
+        self.n_filters, self.n_active = sffm.n_filters, sffm.n_active
+
+    def constant(self, name: str, value: Tensor) -> None:
+        """Keep a tensor, folded in double precision, as the parameters' own dtype."""
+        dtype = self.sffm.down.dtype
+        self.register_buffer(name, value.detach().to(dtype).contiguous(), persistent=False)
+
+
+class DispatchSFFM(ExportedSFFM):
+    """Each chosen filter on its own tokens, by gather and batched products."""
+
+    down: Tensor
+    up: Tensor
+    shared_down: Tensor
+    shared_down_bias: Tensor
+    shared_up: Tensor
+    shared_up_bias: Tensor
+
+    def __init__(self, sffm: SFFM, block: int = BLOCK) -> None:
+        super().__init__(sffm)
+        self.block = block
+        filters = folded_exactly(sffm)
+        routed, shared = [t[:-1] for t in filters], [t[-1] for t in filters]
+        self.constant("down", with_bias_row(routed[0], routed[1]))  # (E, D + 1, R + 1)
+        self.constant("up", torch.cat([routed[2], routed[3].unsqueeze(1)], dim=1))  # (E, R + 1, D)
+        names = ("shared_down", "shared_down_bias", "shared_up", "shared_up_bias")
+        for name, value in zip(names, shared, strict=True):
+            self.constant(name, value)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """Return the filtered tokens (B, N, D) and the routing, as SFFM does."""
+        tokens = x.flatten(0, 1)  # (M, D)
+        routing = self.sffm.route(tokens)
+        source, filter_of_block, slot = self.assign(routing.chosen, routing.probability)
+
+        x_hat = F.layer_norm(tokens, (self.dim,))  # (M, D)
+        with_one = F.pad(x_hat, (0, 1), value=1.0)  # (M, D + 1)
+        rows = with_one.index_select(0, source).unflatten(0, (-1, self.block))  # (Q, block, D + 1)
+        code = F.silu(torch.bmm(rows, self.down.index_select(0, filter_of_block)))
+        filtered = torch.bmm(code, self.up.index_select(0, filter_of_block)).flatten(0, 1)
+        chosen = filtered.index_select(0, slot).unflatten(0, (-1, self.n_active))  # (M, K, D)
+        y = torch.matmul(routing.gate.to(x.dtype).unsqueeze(1), chosen).squeeze(1)  # (M, D)
+
+        shared = F.silu(torch.addmm(self.shared_down_bias, x_hat, self.shared_down))  # (M, R)
+        y = torch.addmm(y, shared, self.shared_up) + self.shared_up_bias
+        shape = x.shape[:2]
+        return y.unflatten(0, shape), Routing(*(t.unflatten(0, shape) for t in routing))
+
+    def assign(self, chosen: Tensor, probability: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Lay the M K (token, filter) pairs out in blocks of one filter each.
+
+        Returns the token of every row (Q block,), the filter of every block (Q,), and the row of
+        every pair (M K,). Counting is in floats, exact below 2**24: cumulative sums of integers
+        are missing from some backends. Rows without a pair repeat token 0 and are never read.
+        """
+        n_tokens = chosen.shape[0]
+        one = torch.ones_like(chosen, dtype=torch.float32)
+        mask = torch.zeros_like(probability, dtype=torch.float32).scatter(-1, chosen, one)  # (M, E)
+        rank = torch.cumsum(mask, dim=0)  # 1-based, of each token among its filter's
+        blocks = torch.ceil(rank[-1] / self.block)  # (E,)
+        end = torch.cumsum(blocks, dim=0)  # (E,) first block that belongs to a later filter
+        start = (end - blocks) * self.block  # (E,) first row
+        slot = (rank + (start - 1)).gather(1, chosen).to(torch.int64).flatten()  # (M K,)
+        n_blocks = (n_tokens * self.n_active) // self.block + self.n_filters  # Q
+        number = torch.arange(n_blocks, dtype=torch.float32, device=chosen.device).unsqueeze(1)
+        owner = (number >= end.unsqueeze(0)).sum(dim=1).clamp(max=self.n_filters - 1)  # (Q,)
+        token = torch.arange(n_tokens, device=chosen.device).unsqueeze(1)
+        token = token.expand(-1, self.n_active).flatten()  # (M K,)
+        source = torch.zeros(n_blocks * self.block, dtype=torch.int64, device=chosen.device)
+        return source.scatter(0, slot, token), owner, slot
+
+
+class DenseSFFM(ExportedSFFM):
+    """Every filter on every token; the gates zero the rest.
+
+    The codes are laid out bottleneck by bottleneck, R x (E + 1), so that the gates multiply them
+    in rows of E + 1 and not of R: three times faster in ONNX Runtime.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    shared_up_bias: Tensor
+
+    def __init__(self, sffm: SFFM) -> None:
+        super().__init__(sffm)
+        filters = folded_exactly(sffm)
+        self.constant("down", filters.down.permute(1, 2, 0).flatten(1))  # (D, R (E + 1))
+        self.constant("down_bias", filters.down_bias.t().flatten())  # (R (E + 1),)
+        self.constant("up", filters.up.transpose(0, 1).flatten(0, 1))  # (R (E + 1), D)
+        self.constant("up_bias", filters.up_bias[:-1])  # (E, D)
+        self.constant("shared_up_bias", filters.up_bias[-1])  # (D,)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """Return the filtered tokens (B, N, D) and the routing, as SFFM does."""
+        tokens = x.flatten(0, 1)  # (M, D)
+        routing = self.sffm.route(tokens)
+        gates = torch.zeros_like(routing.probability).scatter(-1, routing.chosen, routing.gate)
+        gates = gates.to(x.dtype)  # (M, E)
+        x_hat = F.layer_norm(tokens, (self.dim,))
+        code = F.silu(torch.addmm(self.down_bias, x_hat, self.down))  # (M, R (E + 1))
+        all_gates = F.pad(gates, (0, 1), value=1.0).unsqueeze(1)  # (M, 1, E + 1)
+        kept = (code.unflatten(-1, (self.rank, -1)) * all_gates).flatten(1)  # (M, R (E + 1))
+        bias = torch.addmm(self.shared_up_bias, gates, self.up_bias)  # (M, D)
+        y = torch.addmm(bias, kept, self.up)  # (M, D)
+        shape = x.shape[:2]
+        return y.unflatten(0, shape), Routing(*(t.unflatten(0, shape) for t in routing))
+
+
+def folded_exactly(sffm: SFFM) -> Folded:
+    """The filters with their LayerNorm folded in, computed in double precision."""
+    with torch.no_grad():
+        return copy.deepcopy(sffm).double().folded()
+
+
+def with_bias_row(down: Tensor, bias: Tensor) -> Tensor:
+    """(E, D, R) and (E, R) to (E, D + 1, R + 1): biases below, and a code that is silu^-1(1)."""
+    n, dim, rank = down.shape
+    whole = down.new_zeros(n, dim + 1, rank + 1)
+    whole[:, :dim, :rank], whole[:, dim, :rank] = down, bias
+    whole[:, dim, rank] = SILU_ONE
+    return whole
+
+
+def exported_sffm(sffm: SFFM, form: Form, block: int = BLOCK) -> ExportedSFFM:
+    """`sffm` in the form asked for."""
+    return DispatchSFFM(sffm, block) if form == "dispatch" else DenseSFFM(sffm)
+
+
+def exported_decoder(decoder: Decoder, form: Form, block: int = BLOCK) -> Decoder:
+    """A copy of the decoder with every SFFM in the form asked for."""
+    exported = copy.deepcopy(decoder)
+    for i, module in enumerate(exported.mjad.filters):
+        if isinstance(module, SFFM):
+            exported.mjad.filters[i] = exported_sffm(module, form, block)
+    return exported.eval()

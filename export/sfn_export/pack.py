@@ -1,0 +1,164 @@
+"""Puts graphs, tokenizer and statistics of normal footage into a bundle, whole or not at all."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sfn_export.exceptions import ExportError
+from sfn_rt import __version__
+from sfn_rt.backends.base import PartSpec
+from sfn_rt.bundle import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+    PartEntry,
+    Provenance,
+    ScoreSettings,
+    Semantics,
+    TextSettings,
+    write_manifest,
+)
+from sfn_rt.exceptions import OutputError
+from sfn_rt.normal import NormalFootage
+from sfn_rt.scores import EMA_ALPHA, TERMS
+from sfn_rt.semantics.text_encoder import load_tokenizer
+from sfn_rt.sinks.files import output_errors
+from sfn_train.checkpoint import NORMAL, Run
+from sfn_train.text import TextModel, default_folder
+
+PROFILE = "edge"
+TOKENIZER = "tokenizer.json"
+TRAINED = "trained by the bundle's maker; the training data's terms apply"
+
+
+@contextmanager
+def bundle_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to fill; it becomes `out` if the block ends well, else it is gone.
+
+    An earlier bundle in `out` is replaced; anything else there is refused.
+    """
+    final = Path(os.path.realpath(out))
+    if final.exists() and not final.is_dir():
+        raise OutputError(f"{out} is a file; --out names a folder")
+    if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
+        raise OutputError(f"{out} holds files that are not a bundle; choose another --out")
+    work = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    old = final.with_name(f".{final.name}.{os.getpid()}.old")
+    with output_errors(out):
+        work.mkdir(parents=True)
+    try:
+        with output_errors(out):
+            yield work
+            if final.exists():
+                final.rename(old)
+            work.rename(final)
+    except BaseException:
+        if old.exists() and not final.exists():
+            old.rename(final)
+        raise
+    finally:
+        for leftover in (work, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def pack(
+    folder: Path,
+    run: Run,
+    text: TextModel | None,
+    specs: Mapping[str, PartSpec],
+    variant: str = "fp32",
+) -> Manifest:
+    """Complete a folder that holds PART.onnx for every part of `specs`; manifest last."""
+    shutil.copyfile(run.path / NORMAL, folder / NORMAL)
+    settings = None
+    if text is not None:
+        # With padding and truncation as the device uses them, so that the file says all of it.
+        load_tokenizer(text.tokenizer_json, text.max_tokens).save(str(folder / TOKENIZER))
+        settings = TextSettings(
+            model=text_name(text),
+            width=text.width,
+            max_tokens=text.max_tokens,
+            tokenizer=TOKENIZER,
+        )
+    config = run.config
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        system="sfn-vad",
+        profile=PROFILE,
+        sfn_version=__version__,
+        observed=config.model.observed,
+        preprocessing=config.preprocessing,
+        parts={
+            part: PartEntry(
+                files={variant: f"{part}.onnx"},
+                default=variant,
+                inputs=spec.inputs,
+                outputs=spec.outputs,
+            )
+            for part, spec in specs.items()
+        },
+        semantics=Semantics(
+            captioner=config.semantics.captioner,
+            stride=config.semantics.stride,
+            scene=vars(config.semantics.scene).copy(),
+            text=settings,
+        ),
+        visual=dict(_info(run, "visual")),
+        score=score_settings(run),
+        normal=NORMAL,
+        provenance=Provenance(
+            data=Path(str(_info(run, "data"))).name,  # not where it lay on this machine
+            n_videos=_info(run, "n_videos"),
+            n_frames=_info(run, "n_frames"),
+            seed=config.train.seed,
+            config_sha256=config.fingerprint(),
+            licences=licences(specs, text),
+        ),
+    )
+    return write_manifest(folder, manifest)
+
+
+def score_settings(run: Run) -> ScoreSettings:
+    """Terms and threshold as they were fitted on normal footage, every term on."""
+    normal = NormalFootage.from_arrays(run.normal)
+    terms = tuple(term for term in TERMS if term in normal.tails)
+    threshold = normal.thresholds[terms]
+    return ScoreSettings(
+        ema_alpha=EMA_ALPHA,
+        threshold=threshold.value,
+        rule=threshold.rule,
+        false_alarms_per_hour=threshold.false_alarms_per_hour,
+        terms=terms,
+    )
+
+
+def text_name(text: TextModel) -> str:
+    """What people call the sentence encoder."""
+    return "all-MiniLM-L6-v2" if text.folder == default_folder() else text.folder.name
+
+
+def licences(specs: Mapping[str, PartSpec], text: TextModel | None) -> dict[str, str]:
+    """Licence of everything a bundle redistributes."""
+    found = {part: TRAINED for part in specs if part != "text"}
+    if text is not None:
+        found["text"] = found["tokenizer"] = f"{text_name(text)}: {text_licence(text.folder)}"
+    return found
+
+
+def text_licence(folder: Path) -> str:
+    """The licence that a sentence-transformers folder states on its model card."""
+    card = folder / "README.md"
+    stated = None
+    if card.is_file():
+        stated = re.search(r"^license:\s*(\S+)\s*$", card.read_text("utf-8"), re.MULTILINE)
+    return stated[1] if stated else f"not stated in {folder.name}"
+
+
+def _info(run: Run, key: str) -> Any:
+    if key not in run.info:
+        raise ExportError(f"{run.path / 'run.json'} lacks {key!r}; train again into this folder")
+    return run.info[key]

@@ -1,0 +1,124 @@
+"""Would TensorRT take these graphs? TensorRT-RTX parses and builds them ahead of time on the CPU.
+
+It is the same parser and the same kinds of refusal as TensorRT's, needs no GPU, and takes seconds:
+a gate for every graph that is exported.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfn_export.exceptions import RtxError
+
+TARGETS = ("SM86", "SM89", "SM120")  # Ampere, Ada and Blackwell cards
+AXES = {"batch": (1, 1, 8), "tokens": (2, 16, 128)}  # smallest, usual, largest
+
+
+@dataclass(frozen=True)
+class RtxBuild:
+    """One graph that built."""
+
+    path: Path
+    layers: int
+    seconds: float
+    megabytes: float  # of the engine for all targets
+
+
+def check_rtx(path: Path, targets: tuple[str, ...] = TARGETS) -> RtxBuild:
+    """Parse and build one graph; an RtxError names the operator and node that was refused."""
+    trt = _tensorrt_rtx()
+    start = time.perf_counter()
+    logger = _collector(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        raise RtxError(f"{path}: TensorRT-RTX cannot parse {_refusals(path, parser, logger)}")
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(targets)
+    for i, target in enumerate(targets):
+        config.set_compute_capability(getattr(trt.ComputeCapability, target), i)
+    _add_profile(builder, config, network, parser, path)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise RtxError(f"{path}: TensorRT-RTX cannot build {_refusals(path, parser, logger)}")
+    seconds = time.perf_counter() - start
+    return RtxBuild(path, network.num_layers, seconds, engine.nbytes / 1e6)
+
+
+def graphs_in(paths: Iterable[Path]) -> list[Path]:
+    """The ONNX files among `paths` and in the folders among them."""
+    found = [
+        g for path in paths for g in (sorted(path.glob("*.onnx")) if path.is_dir() else [path])
+    ]
+    if absent := [path for path in found if not path.is_file()]:
+        raise RtxError(f"{absent[0]} does not exist; give ONNX files or a bundle folder")
+    if not found:
+        raise RtxError("no ONNX file there; give ONNX files or a bundle folder")
+    return found
+
+
+def _tensorrt_rtx() -> Any:
+    try:
+        import tensorrt_rtx
+    except ImportError as error:
+        raise RtxError(
+            f"tensorrt_rtx cannot be imported ({error}); install it with "
+            f"`pip install 'sfn-rt[rtx]'` (Linux x86-64 and Windows)"
+        ) from error
+    return tensorrt_rtx
+
+
+def _collector(trt: Any) -> Any:
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        """Keeps what went wrong; TensorRT would print it."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(message)
+
+    return Collector()
+
+
+def _add_profile(builder: Any, config: Any, network: Any, parser: Any, path: Path) -> None:
+    """Give every dynamic axis its range. Axis 0 is the batch; axis 1, where dynamic, the tokens."""
+    profile = builder.create_optimization_profile()
+    dynamic = False
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = tuple(tensor.shape)
+        ranges = [
+            AXES["batch" if axis == 0 else "tokens"] if size == -1 else (size, size, size)
+            for axis, size in enumerate(shape)
+        ]
+        if -1 in shape:
+            dynamic = True
+            profile.set_shape(tensor.name, *(tuple(r[j] for r in ranges) for j in range(3)))
+    if dynamic and config.add_optimization_profile(profile) < 0:
+        raise RtxError(f"{path}: TensorRT-RTX refuses the ranges {AXES} of its dynamic axes")
+
+
+def _refusals(path: Path, parser: Any, logger: Any) -> str:
+    """operator 'node': reason, for everything that the parser or the builder said."""
+    named = [_refusal(path, parser.get_error(i)) for i in range(parser.num_errors)]
+    said = named or logger.errors or ["the graph, and says no reason"]
+    return "; ".join(" ".join(line.split()) for line in dict.fromkeys(said))
+
+
+def _refusal(path: Path, error: Any) -> str:
+    # Some importers leave node and operator out, and only their own name tells the operator.
+    operator = error.node_operator() or error.func().removeprefix("import")
+    node = error.node_name()
+    if not node:
+        import onnx
+
+        nodes = onnx.load(path, load_external_data=False).graph.node
+        candidates = [n.name for n in nodes if n.op_type == operator]
+        node = " or ".join(candidates[:3]) + (" or others" if len(candidates) > 3 else "")
+    return f"{operator} {node!r}: {error.desc()}"

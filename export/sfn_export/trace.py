@@ -1,0 +1,174 @@
+"""PyTorch to ONNX, one graph a part, each checked and loaded before anyone relies on it.
+
+A part's inputs, outputs and shapes are those that sfn_train.torch_backend declares, so graph and
+reference cannot drift apart.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from sfn_export.dispatch import BLOCK, Form, exported_decoder
+from sfn_export.exceptions import ExportError
+from sfn_rt.backends.base import PartSpec, TensorSpec
+from sfn_rt.backends.ort import OrtBackend
+from sfn_train.model import SFN
+from sfn_train.model.sfn import Decoder
+from sfn_train.text import TextModel
+from sfn_train.torch_backend import DECODER_INPUTS, part_specs
+
+OPSET = 20  # the newest that TensorRT always built; 23's Attention in fp32 does not
+EXAMPLE = {"batch": 2, "tokens": 9}  # sizes to trace at: an axis of 1 would be taken for fixed
+LARGEST = {"batch": 1024, "tokens": 512}
+TORCH_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (  # torch about torch, while it exports
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
+    (
+        r"# The axis name: (\w+) will not be used, since it shares .* another axis: \1\.",
+        UserWarning,
+    ),
+)
+
+
+class DecoderPart(nn.Module):
+    """The decoder with the inputs that this model has, in the order its spec names them."""
+
+    def __init__(self, decoder: Decoder, spec: PartSpec) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.inputs = [tensor.name for tensor in spec.inputs]
+        self.outputs = [tensor.name for tensor in spec.outputs]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Tensors in and out as `inputs` and `outputs` name them."""
+        fed = dict(zip(self.inputs, tensors, strict=True))
+        prediction = self.decoder(*(fed.get(n) for n in DECODER_INPUTS))
+        computed = {"next_frame": prediction.next_frame, "semantic": prediction.semantic}
+        if "routing" in self.outputs:
+            computed["routing"] = torch.stack([r.chosen for r in prediction.routings], dim=1)
+        return tuple(computed[name] for name in self.outputs)
+
+
+class EncoderPart(nn.Module):
+    """Any other part: positional inputs, a tuple of outputs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Tensors in and out in the order of the part's spec."""
+        result = self.module(*tensors)
+        return result if isinstance(result, tuple) else (result,)
+
+
+def part_module(
+    part: str, model: SFN, text: TextModel | None, form: Form, block: int = BLOCK
+) -> nn.Module:
+    """The module to trace for one part."""
+    if part == "decoder":
+        spec = part_specs(model.config, text=False)["decoder"]
+        return DecoderPart(exported_decoder(model.decoder, form, block), spec)
+    if part == "text":
+        if text is None:
+            raise ExportError("this model has a semantic branch; give its sentence encoder")
+        return EncoderPart(text.module())
+    module = model.appearance if part == "appearance" else model.motion
+    if module is None:
+        raise ExportError(f"the model has no part {part!r}: its branch was off in training")
+    return EncoderPart(module)
+
+
+def trace_part(
+    part: str,
+    model: SFN,
+    text: TextModel | None,
+    path: Path,
+    *,
+    form: Form = "dispatch",
+    block: int = BLOCK,
+) -> PartSpec:
+    """Write one part's graph to `path` and return what it takes and gives."""
+    spec = part_specs(model.config, text=True)[part]
+    export_onnx(part_module(part, model, text, form, block), spec, path)
+    found = check_graph(part, path)
+    if found != spec:
+        raise ExportError(f"{path}: {part} was traced as {found}, expected {spec}")
+    return spec
+
+
+def export_onnx(module: nn.Module, spec: PartSpec, path: Path) -> None:
+    """Trace `module` with the shapes and names of `spec`; nothing of this machine is recorded."""
+    names = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
+    dims = {n: torch.export.Dim(n, min=1 + (n == "tokens"), max=LARGEST[n]) for n in sorted(names)}
+    dynamic = tuple(
+        {i: dims[axis] for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+        for tensor in spec.inputs
+    )
+    inputs = tuple(_example(tensor) for tensor in spec.inputs)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            module.eval(),
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(dynamic,),
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"{path}: torch.onnx.export returned no program")
+    graph = program.model_proto
+    _anonymise(graph)
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def check_graph(part: str, path: Path) -> PartSpec:
+    """Have onnx.checker and ONNX Runtime accept a graph; return what it takes and gives."""
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(f"{path}: onnx.checker refuses {part}: {reason}") from error
+    with OrtBackend({part: path}, threads=1) as backend:
+        return backend.parts[part]
+
+
+def _example(tensor: TensorSpec) -> Tensor:
+    shape = [EXAMPLE[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+    if tensor.dtype == "int64":
+        return torch.ones(shape, dtype=torch.int64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _anonymise(graph: onnx.ModelProto) -> None:
+    """Drop stack traces: they hold this machine's paths and differ from export to export."""
+    del graph.metadata_props[:], graph.graph.metadata_props[:]
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*graph.graph.value_info, *graph.graph.initializer]:
+        del value.metadata_props[:]
+    for value in [*graph.graph.input, *graph.graph.output]:
+        del value.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what torch.onnx says about its own dependencies, and nothing else."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # "torchvision is not installed", once an operator
+    try:
+        with warnings.catch_warnings():
+            for message, category in TORCH_WARNINGS:
+                warnings.filterwarnings("ignore", message=message, category=category)
+            yield
+    finally:
+        logger.setLevel(level)
