@@ -42,3 +42,99 @@ def existing(folder: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     return folder
+
+
+# --- one tiny trained-looking model for every test that needs one, exported once ---------------
+
+TINY_MODEL = {
+    "frame_height": 20,
+    "frame_width": 30,
+    "patch": 5,
+    "dim": 16,
+    "appearance_dim": 16,
+    "appearance_depth": 1,
+    "motion_dim": 8,
+    "motion_depth": 1,
+    "heads": 2,
+    "decoder_depth": 2,
+    "reduction": 4,
+    "n_filters": 9,
+    "n_active": 3,
+    "head_channels": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short videos as folders of frames: a square walks, and in the test video it runs."""
+    import cv2
+    import numpy as np
+
+    root = tmp_path_factory.mktemp("tiny_data")
+    ground = np.random.default_rng(0).integers(90, 110, (40, 60, 3), dtype=np.uint8)
+    for folder, n_frames in (("training", 24), ("testing", 30)):
+        frames = root / folder / "frames" / "01"
+        frames.mkdir(parents=True)
+        for i in range(n_frames):
+            image = ground.copy()
+            at = (3 * i if folder == "testing" and i >= 15 else i) % 48
+            image[14:26, at : at + 12] = (200, 40, 40)
+            cv2.imwrite(str(frames / f"{i:03}.png"), image)
+    labels = (np.arange(30) >= 15).astype(np.uint8)
+    np.savez(root / "frame_labels.npz", **{"01": labels})
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A run folder as training leaves it; the weights are random, none of them zero."""
+    import numpy as np
+    import torch
+
+    from sfn_rt.normal import NormalFootage, SceneModel, term_subsets
+    from sfn_rt.prediction_error import VisualConfig
+    from sfn_rt.scores import Tail
+    from sfn_rt.threshold import Threshold
+    from sfn_train.checkpoint import Run, save_run
+    from sfn_train.config import Config, DataConfig, SemanticsConfig, TrainConfig
+    from sfn_train.model import SFN, ModelConfig
+
+    config = Config(
+        model=ModelConfig(**TINY_MODEL),  # type: ignore[arg-type]
+        data=DataConfig(),
+        semantics=SemanticsConfig(),
+        train=TrainConfig(steps=1),
+    )
+    torch.manual_seed(0)
+    model = SFN(config.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    rng = np.random.default_rng(0)
+    terms = ("visual", "semantic")
+    normal = NormalFootage(
+        scene=SceneModel(None, None, rng.standard_normal((1, 16, 24)).astype(np.float32)),
+        tails={term: Tail.fit(np.abs(rng.standard_normal(200))) for term in terms},
+        thresholds={t: Threshold(3.0, "made up for tests", 1.0) for t in term_subsets(terms)},
+        heat_scale=1.0,
+    )
+    visual = VisualConfig(box_height=5, box_width=5, grid_height=4, grid_width=6)
+    info = {
+        "data": str(tiny_data),
+        "n_videos": 1,
+        "n_frames": 24,
+        "visual": dict(vars(visual)),
+    }
+    path = tmp_path_factory.mktemp("tiny") / "run"
+    save_run(Run(path, config, model.eval(), normal.to_arrays(), info))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
+    """The bundle that exporting `tiny_run` makes; not to be changed by a test."""
+    from sfn_export.build import ExportOptions, build_bundle
+
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    build_bundle(tiny_run, out, ExportOptions(threads=1), say=lambda text: None)
+    return out

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class TextSettings:
 class Semantics:
     """How clips are described, and how descriptions become numbers."""
 
-    captioner: Literal["scene"]
+    captioner: Literal["scene", "cached"]  # what the model was trained with
     stride: int  # frames for which one caption holds
     scene: dict[str, Scalar]  # sfn_rt.semantics.scene.SceneConfig
     text: TextSettings | None  # None: the model was trained without its semantic branch
@@ -160,9 +161,10 @@ class Bundle:
         """The statistics of normal footage."""
         path = self.path(self.manifest.normal)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here, because numpy leaves a damaged file open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
             raise BundleError(
                 f"{path}: not a file of plain arrays ({error}); {EXPORT_AGAIN}"
             ) from error
