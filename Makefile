@@ -37,7 +37,7 @@ train: $(STAMP)  ## DATA=folder [CONFIG=edge] [RUN=runs/edge]: a run folder
 
 export: $(STAMP)  ## RUN=folder [OUT=bundle]: ONNX graphs, parity checked, in a bundle
 	$(call need,RUN,a run folder that make train wrote)
-	$(PY) -m sfn_export trace "$(RUN)" --out "$(or $(OUT),bundle)" $(ARGS)
+	$(PY) -m sfn_export bundle "$(RUN)" --out "$(or $(OUT),bundle)" $(ARGS)
 
 eval: $(STAMP)  ## DATA=folder [BUNDLE=bundle] [OUT=folder]: AUC and the rest
 	$(call need,DATA,a folder with test videos and labels)

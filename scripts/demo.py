@@ -51,7 +51,7 @@ def demo(data: Path | None, out: Path, config: str) -> None:
     run, bundle, score, evaluation = (out / name for name in ("run", "bundle", "score", "eval"))
     train = ["train", str(data), "--config", config, "--out", str(run)]
     step(sys.executable, "-m", "sfn_train", *train)
-    step(sys.executable, "-m", "sfn_export", "trace", str(run), "--out", str(bundle))
+    step(sys.executable, "-m", "sfn_export", "bundle", str(run), "--out", str(bundle))
     video = example(dataset)
     scored = ["score", str(video.path), "--bundle", str(bundle), "--out", str(score)]
     step(SFN_RT, *scored)

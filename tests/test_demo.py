@@ -11,7 +11,7 @@ import pytest
 from sfn_rt.datasets import Dataset, Video
 from sfn_rt.exceptions import SfnError
 
-STAGES = ["demo-data", "train", "trace", "score", "eval"]
+STAGES = ["demo-data", "train", "bundle", "score", "eval"]
 
 
 @pytest.fixture

@@ -113,7 +113,9 @@ class EvidenceStream:
         seen = [*self._recent, *zip(block.frames, block.scenes, strict=True)]
         observed = self._p.observed
         first = max(observed - n_before, 0)  # of the block's frames that is predicted
-        captions = [self._caption_before(seen, n_before + i) for i in range(first, len(block.frames))]
+        captions = [
+            self._caption_before(seen, n_before + i) for i in range(first, len(block.frames))
+        ]
         visual, semantic = self._networks(block, captions)
         self._recent = seen[-observed:]
         rows = []
@@ -131,14 +133,12 @@ class EvidenceStream:
                 terms["attribute"] = _attributes(self._p).evidence(scene)
             box, heat = (error.box, error.heat) if error else (None, None)
             caption = captions[i - first]
-            rows.append(
-                FrameEvidence(frame.index, frame.time_s, scene, terms, caption, box, heat)
-            )
+            rows.append(FrameEvidence(frame.index, frame.time_s, scene, terms, caption, box, heat))
         return rows
 
     def state(self, block: Looked) -> tuple[dict[str, Array], dict[str, Any]]:
         """Arrays and JSON to continue from, exactly, after `predict(block)`."""
-        arrays = {f"predictor/{k}": v for k, v in self._predictor.state().items()}
+        arrays: dict[str, Array] = {f"predictor/{k}": v for k, v in self._predictor.state().items()}
         for name in ("previous", "running"):
             if block.analyser[name] is not None:
                 arrays[f"analyser/{name}"] = block.analyser[name]

@@ -65,7 +65,8 @@ class Predictor:
         if n_predicted == 0:
             return None
         if "text" in self._inputs:
-            assert text is not None and len(text) == n_predicted
+            if text is None or len(text) != n_predicted:
+                raise ValueError(f"{n_predicted} clips need as many embeddings, got {text}")
             feeds["text"] = text
         whole = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         predicted = self._backend.infer("decoder", whole, self._outputs)

@@ -90,12 +90,12 @@ class NormalFootage:
         thresholds = {}
         for key, numbers in _under(arrays, "threshold/").items():
             rule = str(arrays[f"rule/{key}"])
-            thresholds[tuple(key.split("+"))] = Threshold(float(numbers[0]), rule, float(numbers[1]))
+            thresholds[tuple(key.split("+"))] = Threshold(
+                float(numbers[0]), rule, float(numbers[1])
+            )
         if not tails or not thresholds or "heat_scale" not in arrays:
             raise BundleError("the statistics of normal footage are incomplete; train again")
-        return cls(
-            SceneModel.from_arrays(arrays), tails, thresholds, float(arrays["heat_scale"])
-        )
+        return cls(SceneModel.from_arrays(arrays), tails, thresholds, float(arrays["heat_scale"]))
 
 
 def term_subsets(terms: Sequence[str]) -> list[tuple[str, ...]]:

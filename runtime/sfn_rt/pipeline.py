@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Looked
 from sfn_rt.events import Box, Description, Event, EventDetector, min_gap_frames
+from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Looked
 from sfn_rt.exceptions import OutputError, VideoError
 from sfn_rt.frames import Frame, FrameSource, open_source
 from sfn_rt.model import Model, open_model
@@ -119,9 +120,7 @@ class VideoRun:
         self.model, self.fps = model, fps
         self.stream = EvidenceStream(model.perception)
         self.causal = CausalScore(model.tails, model.alpha)
-        self.detector = EventDetector(
-            model.threshold.value, min_gap_frames=min_gap_frames(fps)
-        )
+        self.detector = EventDetector(model.threshold.value, min_gap_frames=min_gap_frames(fps))
         visual = model.perception.visual
         self.rows = Rows(model.perception.terms, (visual.grid_height, visual.grid_width), grid)
         self.events: list[Event] = []
@@ -132,20 +131,21 @@ class VideoRun:
         frames = (frame for frame in video if frame.index >= start)
         return prefetch(self.stream.look(block) for block in grouped(frames, BLOCK))
 
-    def take(self, block: Looked) -> None:
-        """Predict, score and watch for events."""
+    def take(self, block: Looked) -> list[FrameEvidence]:
+        """Predict, score and watch for events; the evidence of each frame."""
         if not self.rows.n_frames:
             self._check_scene(block.frames[0])
-        for row in self.stream.predict(block):
+        rows = self.stream.predict(block)
+        for row in rows:
             score = self.causal.update(row.terms) if row.terms else float("nan")
             surprise = {t: float(self.model.tails[t].surprise(e)) for t, e in row.terms.items()}
             box = self._box(row, surprise)
-            finished = self.detector.update(
-                row.index, row.time_s, score, lambda r=row, s=surprise, b=box: self._say(r, s, b)
-            )
+            words = partial(self._say, row, surprise, box)
+            finished = self.detector.update(row.index, row.time_s, score, words)
             if finished:
                 self.events.append(finished)
             self.rows.append(row, score, box)
+        return rows
 
     def finish(self, name: str, constants: PaperConstants = PUBLISHED["default"]) -> VideoScores:
         """The video is over: close the open event, and score by the paper's rule."""
@@ -293,7 +293,10 @@ def _identity(source: Path, model: Model, options: ScoreOptions) -> dict[str, ob
 
 def _event(raw: Mapping[str, Any]) -> Event:
     event = Event(**raw)
-    return replace(event, box=None if event.box is None else tuple(event.box))
+    if event.box is None:
+        return event
+    x, y, w, h = event.box
+    return replace(event, box=(x, y, w, h))
 
 
 def grouped(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

@@ -4,8 +4,8 @@
     largest_box  largest mean of |I^ - I| over any box of the size of a person
 
 The paper's mean drowns one small thing in a wide frame. A box of the size of the things
-that move in the scene does not, and the absolute error keeps a few hard edges from counting more than
-a whole body. Both live in the normalised space of the loss.
+that move in the scene does not, and the absolute error keeps a few hard edges from counting more
+than a whole body. Both live in the normalised space of the loss.
 
 Axes: B frames, h and w the model's frame size, C = 3 channels, gh and gw the patch grid.
 """
@@ -51,7 +51,8 @@ class VisualError:
 def absolute_error(predicted: FloatArray, actual: FloatArray) -> FloatArray:
     """Root of the mean squared error over channels: (B, 3, h, w) twice to (B, h, w)."""
     difference = predicted - actual
-    return np.sqrt(np.einsum("bchw,bchw->bhw", difference, difference) / difference.shape[1])
+    squared = np.einsum("bchw,bchw->bhw", difference, difference)  # (B, h, w)
+    return np.asarray(np.sqrt(squared / difference.shape[1]), dtype=np.float32)
 
 
 def measure_error(error: FloatArray, config: VisualConfig) -> VisualError:

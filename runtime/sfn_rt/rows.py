@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfn_rt.backends.base import Array
-from sfn_rt.evidence import FrameEvidence
 from sfn_rt.events import Box
+from sfn_rt.evidence import FrameEvidence
 from sfn_rt.scores import FloatArray, VideoScores
 
 BOX = ("x", "y", "w", "h")

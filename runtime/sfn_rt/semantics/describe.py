@@ -12,11 +12,12 @@ from sfn_rt.semantics.scene import Scene, Thing
 
 COUNTS = ((1, "One thing moves"), (2, "Two things move"), (4, "A few things move"),
           (8, "Several things move"), (14, "Many things move"))  # fmt: skip
-# A word holds up to a surprise in nats: rarer than 1 in 10, 100, 1000, 10^5 and beyond.
-SPEEDS = ((2.3, "at a usual pace"), (4.6, "quickly"), (6.9, "very fast"),
-          (11.5, "racing at high speed"))  # fmt: skip
-SIZES = ((2.3, "a thing of usual size"), (4.6, "a large thing"), (6.9, "a very large object"),
-         (11.5, "a huge object like a vehicle"))  # fmt: skip
+# A word holds up to a surprise in nats: rarer than 1 in 10, 50, 250, 1800, 22,000 and beyond.
+SPEEDS = ((2.3, "at a usual pace"), (3.9, "briskly"), (5.5, "fast, at a run"),
+          (7.5, "very fast, like a bicycle"), (10.0, "racing like a vehicle"))  # fmt: skip
+SIZES = ((2.3, "a thing of usual size"), (3.9, "a large thing"), (5.5, "a very large thing"),
+         (7.5, "a huge object"), (10.0, "an enormous object like a car"))  # fmt: skip
+BEYOND = ("rushing past at extreme speed", "a gigantic object like a truck")
 
 
 class SceneCaptioner:
@@ -40,8 +41,8 @@ class SceneCaptioner:
 
 
 def _describe(attributes: AttributeModel, thing: Thing, rarity: Rarity, scene: Scene) -> str:
-    size = _word(SIZES, rarity.size, "a gigantic object out of all proportion")
-    speed = _word(SPEEDS, rarity.speed, "rushing past at extreme speed")
+    size = _word(SIZES, rarity.size, BEYOND[1])
+    speed = _word(SPEEDS, rarity.speed, BEYOND[0])
     sector = sector_of(thing, attributes.floor)
     heading = f"moving {SECTOR_NAMES[sector]}" if sector < len(SECTOR_NAMES) else "in motion"
     words = f"{size} {_place(thing, scene)}, {heading} {speed}"

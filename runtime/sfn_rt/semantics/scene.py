@@ -92,7 +92,7 @@ def to_analysis(config: SceneConfig, image: UInt8) -> UInt8:
 def estimate_background(greys: Iterable[UInt8]) -> UInt8:
     """Median picture (h, w) of sampled analysis frames; give it a few hundred at most."""
     stack = np.stack(list(greys))  # (n, h, w)
-    return np.median(stack, axis=0).astype(np.uint8)
+    return np.asarray(np.median(stack, axis=0), dtype=np.uint8)
 
 
 class SceneAnalyser:
@@ -124,9 +124,10 @@ class SceneAnalyser:
         kept = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= self.config.min_area]
         if not kept:
             return Scene(width, height, ())
-        flow = self._flow.calc(previous, grey, None)  # (h, w, 2) pixels a frame
+        empty = np.zeros((*grey.shape, 2), np.float32)
+        flow = np.asarray(self._flow.calc(previous, grey, empty))  # (h, w, 2) pixels a frame
         scale = (width / grey.shape[1], height / grey.shape[0])
-        things = tuple(_thing(labels, stats[i], i, flow, scale) for i in kept)
+        things = tuple(_thing(np.asarray(labels), stats[i], i, flow, scale) for i in kept)
         return Scene(width, height, things)
 
     def _background(self, grey: UInt8) -> UInt8:
@@ -159,10 +160,10 @@ class SceneAnalyser:
 
 
 def _thing(
-    labels: NDArray[np.int32],
-    stat: NDArray[np.int32],
+    labels: NDArray[Any],
+    stat: NDArray[Any],
     label: int,
-    flow: NDArray[np.float32],
+    flow: NDArray[Any],
     scale: tuple[float, float],
 ) -> Thing:
     x, y, w, h, area = (int(value) for value in stat)

@@ -19,8 +19,13 @@ class Attention(nn.Module):
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # (B, H, N, d)
-        y = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, d)
-        return self.out(y.transpose(1, 2).flatten(2))
+        if self.training and not x.is_cuda:  # backward through CPU flash attention is slow here
+            weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+            y = weights.to(v.dtype) @ v  # (B, H, N, d)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, d)
+        attended: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return attended
 
 
 class Block(nn.Module):
@@ -36,8 +41,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return transformed tokens, same shape."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        attended: Tensor = x + self.attention(self.norm1(x))
+        out: Tensor = attended + self.mlp(self.norm2(attended))
+        return out
 
 
 def patchify(image: Tensor, patch: int) -> Tensor:
@@ -84,7 +90,7 @@ class PatchViT(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) to the last hidden state (B, 1 + N, dim) and patch embeddings (B, N, dim)."""
+        """(B, 3, H, W) to last hidden state (B, 1 + N, dim), patch embeddings (B, N, dim)."""
         embedded = self.embed(patchify(image, self.patch))  # (B, N, dim)
         cls = self.class_token.expand(image.shape[0], -1, -1)  # len() would fix the batch
         x = torch.cat([cls, embedded], dim=1) + self.positions  # (B, 1 + N, dim)

@@ -10,17 +10,17 @@ GateRule = Literal["raw", "renormalised", "renormalised_x2"]
 class ModelConfig:
     """Saved with the checkpoint, never guessed from a path. Sizes in pixels, widths in channels."""
 
-    frame_height: int = 160
+    frame_height: int = 156
     frame_width: int = 240
-    patch: int = 10  # side of a square patch
+    patch: int = 12  # side of a square patch
     observed: int = 4  # T, input frames of a clip; the next one is predicted
-    dim: int = 96  # D, decoder width
+    dim: int = 64  # D, decoder width
     text_dim: int = 384  # S, width of the sentence embedding
-    appearance_dim: int = 96
-    appearance_depth: int = 2
-    motion_dim: int = 64
-    motion_depth: int = 2
-    heads: int = 4
+    appearance_dim: int = 64
+    appearance_depth: int = 1
+    motion_dim: int = 32
+    motion_depth: int = 1
+    heads: int = 2
     decoder_depth: int = 4
     reduction: int = 16  # a filter's bottleneck is dim / reduction wide
     n_filters: int = 63  # E, routed filters; one more is shared

@@ -30,11 +30,11 @@ class FrameHead(nn.Module):
         self.refine = nn.Sequential(
             nn.Conv2d(3, c.head_channels, 3, padding=1),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(c.head_channels, 3, 1),
+            (last := nn.Conv2d(c.head_channels, 3, 1)),
         )
         if c.predict == "change":
-            nn.init.zeros_(self.refine[-1].weight)
-            nn.init.zeros_(self.refine[-1].bias)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, patches: Tensor, skip: Tensor | None, last: Tensor | None) -> Tensor:
         """(B, N, D) tokens, (B, N, D) skip and, to add to, the last frame (B, 3, H, W)."""

@@ -13,7 +13,8 @@ V_i exactly: V_i diag(gamma_i) and V_i beta_i + c_i. Training therefore computes
 wide products and lets the gates zero the rest: at R = D/16 that is one MLP of ratio 4, cheaper
 than dispatch. The exported graph may dispatch instead (sfn_export/dispatch.py).
 
-Axes: B clips, N tokens, D width, R bottleneck, E routed filters (index E is the shared one), K active.
+Axes: B clips, N tokens, D width, R bottleneck, K active of E routed filters; index E is the
+shared one.
 """
 
 from typing import NamedTuple
@@ -77,13 +78,13 @@ class SFFM(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Return the filtered tokens (B, N, D) and the routing that made them."""
         routing = self.route(x)
-        gates = x.new_zeros((*x.shape[:-1], self.n_filters + 1))  # (B, N, E + 1)
-        gates[..., self.n_filters] = 1.0
-        gates = gates.scatter(-1, routing.chosen, routing.gate.to(x.dtype))
         filters = self.folded()
         x_hat = F.layer_norm(x, (self.dim,))  # (B, N, D)
         wide_down = filters.down.permute(1, 0, 2).flatten(1)  # (D, (E + 1) R)
         code = F.silu(x_hat @ wide_down + filters.down_bias.flatten())  # (B, N, (E + 1) R)
+        gates = code.new_zeros((*x.shape[:-1], self.n_filters + 1))  # (B, N, E + 1)
+        gates[..., self.n_filters] = 1.0
+        gates = gates.scatter(-1, routing.chosen, routing.gate.to(code.dtype))
         kept = code.unflatten(-1, (-1, self.rank)) * gates.unsqueeze(-1)  # (B, N, E + 1, R)
         return kept.flatten(-2) @ filters.up.flatten(0, 1) + gates @ filters.up_bias, routing
 
@@ -109,7 +110,7 @@ class SFFM(nn.Module):
 
 
 def balance_loss(routing: Routing) -> Tensor:
-    """Equation (7) without alpha: sum_i f_i P_i a sequence, averaged over the batch; 1 is balanced."""
+    """Equation (7) without alpha: sum_i f_i P_i, averaged over the sequences; 1 is balanced."""
     n_filters, n_active = routing.probability.shape[-1], routing.chosen.shape[-1]
     n_tokens = routing.chosen.shape[1]
     counts = torch.zeros_like(routing.probability[:, 0])  # (B, E)

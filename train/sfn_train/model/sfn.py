@@ -1,10 +1,11 @@
 """The whole network: TMFE, then MJAD with an SFFM behind each of its blocks.
 
-A clip is T observed frames and the frame to predict. A run is a longer stretch of consecutive frames,
-and holds one clip a frame from the fifth on; neighbouring clips share their frames, so a run
-encodes each frame and each difference once, in training just as on the device.
+A clip is T observed frames and the frame to predict. A run is a longer stretch of consecutive
+frames, and holds one clip a frame from the fifth on; neighbouring clips share their frames, so a
+run encodes each frame and each difference once, in training just as on the device.
 
-Axes: B runs (or clips), L frames of a run, P = L - T clips of a run, T observed, N patches, D width.
+Axes: B runs (or clips), L frames of a run, P = L - T clips of a run, T observed, N patches,
+D width.
 """
 
 from typing import NamedTuple

@@ -65,7 +65,7 @@ class Fusion(nn.Module):
     def forward(
         self, appearance: Tensor | None, motion: Tensor | None, text: Tensor | None
     ) -> Tensor:
-        """Fuse (B, T, 1 + N, D), (B, T - 1, 1 + N, C_m) and (B, S); a branch that is off is None."""
+        """Fuse (B, T, 1 + N, D), (B, T - 1, 1 + N, C_m) and (B, S); what is off is None."""
         dense = []
         if appearance is not None:
             frames = appearance.transpose(1, 2).flatten(2)  # (B, 1 + N, T D)
@@ -73,7 +73,7 @@ class Fusion(nn.Module):
         if motion is not None:
             pairs = motion.transpose(1, 2).flatten(2)  # (B, 1 + N, (T - 1) C_m)
             dense.append(self.motion(pairs))
-        x = self.mix(torch.cat(dense, dim=-1))  # (B, 1 + N, D)
+        x: Tensor = self.mix(torch.cat(dense, dim=-1))  # (B, 1 + N, D)
         if text is None:
             return x
         return torch.cat([self.text(text).unsqueeze(1), x], dim=1)  # (B, 2 + N, D)

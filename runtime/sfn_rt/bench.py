@@ -1,0 +1,180 @@
+"""How fast a bundle scores a video: end to end, and each stage on its own.
+
+End to end runs as `sfn-rt score` does, looking ahead in another thread. The stages are timed one
+after another in one thread, so they add up to more than the time a frame takes end to end.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfn_rt.evidence import BLOCK
+from sfn_rt.exceptions import VideoError
+from sfn_rt.features import Predictor
+from sfn_rt.frames import Frame, open_source
+from sfn_rt.model import Model, open_model
+from sfn_rt.options import BenchOptions
+from sfn_rt.pipeline import VideoRun, grouped
+from sfn_rt.prediction_error import absolute_error, measure_error
+from sfn_rt.preprocess import preprocess
+from sfn_rt.semantics.captioner import Clip
+from sfn_rt.semantics.scene import SceneAnalyser
+
+STAGES = ("decode", "preprocess", "scene", "caption", "encode + predict", "score")
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `sfn-rt bench` answers. Milliseconds a frame; a block of frames is the unit timed."""
+
+    frames: int
+    warmup: int
+    frames_per_second: float
+    block_ms: dict[str, float]  # p50 and p99 of a block, end to end
+    stages: dict[str, dict[str, float]]  # mean, p50 and p99 a frame
+    machine: dict[str, Any]
+
+    def text(self) -> str:
+        """For people."""
+        lines = [
+            f"{self.machine['processor']}, {self.machine['backend']} {self.machine['precision']}, "
+            f"{self.machine['threads']} threads, blocks of {BLOCK}, warm-up {self.warmup} frames",
+            f"{self.frames} frames end to end: {self.frames_per_second:.1f} frames/s "
+            f"(a block p50 {self.block_ms['p50']:.1f} ms, p99 {self.block_ms['p99']:.1f} ms)",
+            f"{'stage':<18}{'mean':>9}{'p50':>9}{'p99':>9}  ms a frame, one after another",
+        ]
+        for stage, times in self.stages.items():
+            lines.append(
+                f"{stage:<18}{times['mean']:>9.2f}{times['p50']:>9.2f}{times['p99']:>9.2f}"
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "frames": self.frames,
+            "warmup": self.warmup,
+            "frames_per_second": self.frames_per_second,
+            "block_ms": self.block_ms,
+            "stages_ms": self.stages,
+            "machine": self.machine,
+        }
+
+
+def bench(video: Path, bundle: Path, options: BenchOptions) -> BenchResult:
+    """Time `options.frames` frames of `video`, after a warm-up; a short video starts over."""
+    with open_model(bundle, threads=options.threads) as model:
+        fps, blocks = _end_to_end(video, model, options)
+        stages = _stages(video, model, options)
+        machine = {
+            "processor": _processor(),
+            "python": platform.python_version(),
+            "backend": model.perception.backend.name,
+            "threads": options.threads or "library's choice of",
+            "precision": "fp32",
+            "block": BLOCK,
+        }
+    return BenchResult(options.frames, options.warmup, fps, _spread(blocks), stages, machine)
+
+
+def _end_to_end(video: Path, model: Model, options: BenchOptions) -> tuple[float, list[float]]:
+    times: list[float] = []
+    measured = 0
+    start = 0.0
+    run: VideoRun | None = None
+    total = options.warmup + options.frames
+    seen = 0
+    while seen < total:
+        with open_source(video) as source:
+            run = VideoRun(model, source.fps)
+            before = time.perf_counter()
+            for block in run.blocks(source):
+                run.take(block)
+                now = time.perf_counter()
+                seen += len(block.frames)
+                if seen > options.warmup:
+                    if not measured:
+                        start = before
+                    measured += len(block.frames)
+                    times.append(1e3 * (now - before))
+                before = now
+                if seen >= total:
+                    break
+        if not run.rows.n_frames:
+            raise VideoError(f"{video}: no frames to measure with")
+    return measured / (before - start), times
+
+
+def _stages(video: Path, model: Model, options: BenchOptions) -> dict[str, dict[str, float]]:
+    p = model.perception
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    analyser = SceneAnalyser(p.scene_config, p.scene.background)
+    predictor = Predictor(p.backend, p.observed)
+    run = VideoRun(model, 25.0)
+    blocks = grouped(_endless(video), BLOCK)
+    for number in range(-(-(options.warmup + options.frames) // BLOCK)):
+
+        def timed(stage: str, work: Callable[[], Any], at: int = number) -> Any:
+            before = time.perf_counter()
+            result = work()
+            if at * BLOCK >= options.warmup:
+                times[stage].append(1e3 * (time.perf_counter() - before) / BLOCK)
+            return result
+
+        frames = timed("decode", lambda: next(blocks))
+        pictures = timed(
+            "preprocess",
+            lambda f=frames: np.stack([preprocess(x.image, p.preprocessing) for x in f]),
+        )
+        scenes = timed("scene", lambda f=frames: [analyser.step(x.image) for x in f])
+
+        def caption(scenes: Any = scenes, frames: Any = frames) -> Any:
+            chosen = range(0, len(frames), p.stride)
+            texts = [p.captioner.caption(Clip(i, frames, scenes[: i + 1])) for i in chosen]
+            held = [text for text in texts for _ in range(p.stride)][: len(frames)]
+            return p.text.encode(held) if p.text is not None else None
+
+        text = timed("caption", caption)
+        n = predictor.n_predicted(len(frames))
+        kept = None if text is None else text[len(frames) - n :]
+        prediction = timed("encode + predict", lambda x=pictures, t=kept: predictor.step(x, t))
+        if prediction is None:
+            continue
+
+        def score(prediction: Any = prediction, x: Any = pictures, scenes: Any = scenes) -> None:
+            errors = absolute_error(prediction.next_frame, x[-len(prediction.next_frame) :])
+            for error, scene in zip(errors, scenes[-len(errors) :], strict=True):
+                evidence = {"visual": measure_error(error, p.visual).evidence, "semantic": 0.0}
+                if p.scene.attributes is not None:
+                    evidence["attribute"] = p.scene.attributes.evidence(scene)
+                run.causal.update({t: evidence[t] for t in p.terms})
+
+        timed("score", score)
+    return {stage: {"mean": float(np.mean(ms)), **_spread(ms)} for stage, ms in times.items()}
+
+
+def _endless(video: Path) -> Iterator[Frame]:
+    while True:
+        with open_source(video) as source:
+            yield from islice(source, None)
+
+
+def _spread(ms: list[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(ms, [50, 99])
+    return {"p50": float(p50), "p99": float(p99)}
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
