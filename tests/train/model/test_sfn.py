@@ -1,0 +1,118 @@
+"""The whole network: runs equal clips, and switched-off branches are gone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from sfn_train.model import SFN, ModelConfig
+from sfn_train.model.sfn import clips_of
+
+LENGTH = 8
+
+
+def make(config: ModelConfig) -> SFN:
+    torch.manual_seed(0)
+    model = SFN(config).eval()
+    torch.nn.init.normal_(model.decoder.mjad.frame_head.refine[-1].weight)  # it may start at 0
+    return model
+
+
+def run(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    size = (config.frame_height, config.frame_width)
+    frames = torch.randn(2, LENGTH, 3, *size, generator=generator)
+    n_clips = LENGTH - config.observed
+    return frames, torch.randn(2, n_clips, config.text_dim, generator=generator)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "everything": {},
+    "no appearance": {"use_appearance": False},
+    "no motion": {"use_motion": False},
+    "no text": {"use_text": False},
+    "no filter": {"filter": "identity"},
+    "whole frame": {"predict": "frame"},
+    "three observed": {"observed": 3},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_equals_its_clips_one_by_one(tiny: ModelConfig, variant: str) -> None:
+    config = replace(tiny, **VARIANTS[variant])
+    model, (frames, text) = make(config), run(config)
+    observed, n_clips = config.observed, LENGTH - config.observed
+    with torch.inference_mode():
+        whole = model(frames, text)
+        for b in range(2):
+            for i in range(n_clips):
+                clip = frames[b : b + 1, i : i + observed + 1]
+                one = model(clip, text[b : b + 1, i : i + 1])
+                at = b * n_clips + i
+                torch.testing.assert_close(
+                    whole.next_frame[at], one.next_frame[0], rtol=0, atol=1e-5
+                )
+                if config.use_text:
+                    assert whole.semantic is not None
+                    assert one.semantic is not None
+                    torch.testing.assert_close(
+                        whole.semantic[at], one.semantic[0], rtol=0, atol=1e-5
+                    )
+
+
+def test_the_frame_to_predict_is_never_looked_at(tiny: ModelConfig) -> None:
+    model, (frames, text) = make(tiny), run(tiny)
+    changed = frames.clone()
+    changed[:, -1] += 5
+    with torch.inference_mode():
+        assert torch.equal(model(frames, text).next_frame, model(changed, text).next_frame)
+        changed[:, -2] += 5
+        assert not torch.equal(model(frames, text).next_frame, model(changed, text).next_frame)
+
+
+@pytest.mark.parametrize("branch", ["appearance", "motion", "text"])
+def test_a_branch_that_is_off_is_no_part_and_no_input(tiny: ModelConfig, branch: str) -> None:
+    config = replace(tiny, **{f"use_{branch}": False})
+    model, (frames, text) = make(config), run(config)
+    if branch == "text":
+        assert model(frames, None).semantic is None
+    else:
+        assert getattr(model, branch) is None
+        assert model(frames, text).semantic is not None
+    assert not any(name.startswith(f"{branch}.") for name, _ in model.named_parameters())
+
+
+def test_with_text_off_a_given_sentence_is_not_read(tiny: ModelConfig) -> None:
+    model, (frames, text) = make(replace(tiny, use_text=False)), run(tiny)
+    with torch.inference_mode():
+        assert torch.equal(model(frames, text).next_frame, model(frames, None).next_frame)
+
+
+def test_the_caption_of_a_clip_changes_that_clip_alone(tiny: ModelConfig) -> None:
+    model, (frames, text) = make(tiny), run(tiny)
+    other = text.clone()
+    other[0, 1] += 1
+    with torch.inference_mode():
+        a, b = model(frames, text), model(frames, other)
+    assert a.semantic is not None
+    assert b.semantic is not None
+    differs = (a.semantic != b.semantic).any(dim=1).tolist()
+    assert differs == [False, True, *[False] * (len(differs) - 2)]
+
+
+def test_clips_are_sliding_windows() -> None:
+    numbers = torch.arange(10).reshape(2, 5, 1)
+    windows = clips_of(numbers, 3)
+    assert windows.shape == (2, 3, 3, 1)
+    assert windows[1, 2, :, 0].tolist() == [7, 8, 9]
+
+
+def test_all_weights_learn(tiny: ModelConfig) -> None:
+    model, (frames, text) = make(tiny), run(tiny)
+    prediction = model(frames, text)
+    assert prediction.semantic is not None
+    routed = sum(r.probability.square().sum() for r in prediction.routings)
+    (prediction.next_frame.square().sum() + prediction.semantic.square().sum() + routed).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
