@@ -87,7 +87,7 @@ def choose_terms(
         raise InputError(
             f"--terms: this bundle has no {missing[0]!r} term; it has {', '.join(there)}"
         )
-    return asked
+    return tuple(term for term in there if term in asked)  # thresholds are kept in this order
 
 
 def make_captioner(normal: NormalFootage, captions: Path | None) -> Captioner:

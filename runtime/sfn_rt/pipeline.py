@@ -84,8 +84,8 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
         )
         run = VideoRun(model, video.fps, grid=folder.state / "heat.f16")
         checkpoint = Checkpoint(folder.state, _identity(source, model, options))
+        folder.resumable = folder.resumed  # also where it cannot be continued with these options
         n_resumed = checkpoint.load(run) if folder.resumed else 0
-        folder.resumable = folder.resumed
         started = saved = time.perf_counter()
         progress = stack.enter_context(
             Progress("scoring", video.n_frames, enabled=options.progress, done=n_resumed)

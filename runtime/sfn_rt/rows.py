@@ -31,8 +31,7 @@ class Rows:
         self._caption_ids: dict[str, int] = {}
         self._empty = np.full(grid, np.nan, np.float16)
         self._pending: list[NDArray[np.float16]] = []
-        if heat_file is not None:
-            heat_file.touch()
+        self._on_disk = False  # False: what the file holds is a killed run's
 
     @property
     def n_frames(self) -> int:
@@ -97,9 +96,11 @@ class Rows:
             size = self.n_frames * self._grid[0] * self._grid[1] * 2
             with self._heat_file.open("r+b") as file:
                 file.truncate(size)
+            self._on_disk = True
 
     def _flush(self) -> None:
         if self._pending and self._heat_file is not None:
-            with self._heat_file.open("ab") as file:
+            with self._heat_file.open("ab" if self._on_disk else "wb") as file:
                 file.write(np.stack(self._pending).tobytes())
+            self._on_disk = True
             self._pending.clear()
