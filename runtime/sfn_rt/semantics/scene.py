@@ -23,6 +23,7 @@ PRESETS = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
+LEAST_SIDE = 12  # pixels; OpenCV refuses the flow of smaller pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class SceneAnalyser:
         background = self._background(grey)
         previous, self._previous = self._previous, grey
         self._count += 1
-        if previous is None:
+        if previous is None or min(grey.shape) < LEAST_SIDE:
             return Scene(width, height, ())
         mask = self._foreground(grey, background)
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
