@@ -35,6 +35,7 @@ from sfn_train.model.sffm import SFFM  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "sffm_cpu.json"
 REFERENCE = "loop, PyTorch"
+REPEATS = 3  # runs a turn
 
 
 class TokensOnly(nn.Module):
@@ -55,6 +56,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=numbers, default=[BLOCK], help="rows of a block to try")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="at most, for a batch and threads"
+    )
     parser.add_argument("--write", action="store_true", help=f"also write {RESULT.name}")
     arguments = parser.parse_args()
 
@@ -71,7 +75,7 @@ def main() -> None:
                 for batch in arguments.batch:
                     x = np.random.default_rng(0).standard_normal((batch, n_tokens, model.dim))
                     forms = runners(sffm, backend, x.astype(np.float32))
-                    times = measure(forms, arguments.rounds, arguments.warmup)
+                    times = measure(forms, arguments.rounds, arguments.warmup, arguments.seconds)
                     rows += summarise(times, batch, threads)
     report = {
         "benchmark": "sffm",
@@ -86,6 +90,7 @@ def main() -> None:
             "active": model.n_active,
         },
         "rounds": arguments.rounds,
+        "repeats": REPEATS,
         "warmup": arguments.warmup,
         "rows": rows,
     }
@@ -126,7 +131,7 @@ def runners(sffm: SFFM, backend: OrtBackend, x: np.ndarray) -> dict[str, Callabl
 
 
 def measure(
-    forms: dict[str, Callable[[], np.ndarray]], rounds: int, warmup: int
+    forms: dict[str, Callable[[], np.ndarray]], rounds: int, warmup: int, seconds: float
 ) -> dict[str, list[float]]:
     """Milliseconds of every form, in turns; refuses forms that do not agree."""
     times: dict[str, list[float]] = {name: [] for name in forms}
@@ -134,12 +139,16 @@ def measure(
         expected = forms[REFERENCE]()
         for name, run in forms.items():
             assert np.abs(run() - expected).max() < 1e-4, name
+        end = time.perf_counter() + seconds
         for turn in range(-warmup, rounds):
+            if turn > 0 and time.perf_counter() > end:
+                break
             for name, run in forms.items():
-                start = time.perf_counter()
-                run()
-                if turn >= 0:
-                    times[name].append((time.perf_counter() - start) * 1e3)
+                for _ in range(REPEATS):  # the first pays for caches that another form filled
+                    start = time.perf_counter()
+                    run()
+                    if turn >= 0:
+                        times[name].append((time.perf_counter() - start) * 1e3)
     return times
 
 
@@ -171,7 +180,9 @@ def cpu_name() -> str:
 
 def print_table(report: dict[str, object]) -> None:
     print(f"{report['device']}, fp32, {report['size']}")
-    print(f"{report['rounds']} rounds after {report['warmup']} of warm-up; milliseconds\n")
+    print(
+        f"{report['rounds']} turns of {REPEATS} after {report['warmup']} of warm-up; milliseconds\n"
+    )
     print("| batch | threads | form | best | p50 | p90 | speed-up |")
     print("|---|---|---|---|---|---|---|")
     rows = report["rows"]

@@ -126,6 +126,7 @@ def export_onnx(module: nn.Module, spec: PartSpec, path: Path) -> None:
         raise ExportError(f"{path}: torch.onnx.export returned no program")
     graph = program.model_proto
     _anonymise(graph)
+    _leave_unsorted(graph)
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
@@ -157,6 +158,14 @@ def _anonymise(graph: onnx.ModelProto) -> None:
         del value.metadata_props[:]
     for value in [*graph.graph.input, *graph.graph.output]:
         del value.metadata_props[:]
+
+
+def _leave_unsorted(graph: onnx.ModelProto) -> None:
+    """Spare TopK sorting what it found: gates and filters keep together in any order."""
+    for node in graph.graph.node:
+        for attribute in node.attribute if node.op_type == "TopK" else ():
+            if attribute.name == "sorted":
+                attribute.i = 0
 
 
 @contextlib.contextmanager
