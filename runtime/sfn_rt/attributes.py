@@ -2,21 +2,23 @@
 
 Each thing has a speed, a size, a direction and a place. Its evidence is
 
-    -log P(normal speed >= speed | place) - log P(normal size >= size)
+    -log P(normal speed >= speed | place, size) - log P(normal size >= size)
     + what its direction and its place are rarer than 1 in 1000
 
 and a frame's evidence is that of its rarest thing, 0 where nothing moves. Speed is compared with
-what is usual at that height of the picture, because far things move slowly in it. Rarity counts
-only from 1 in 1000 on for direction and place: both are spread over the whole picture anyway,
-and a thing is not abnormal for being at the edge of where people usually are.
+what is usual at that height of the picture, because far things move slowly in it, and among
+things of its own size, because the mean flow of a small blob is noisy and that of a group is not.
+Rarity counts only from 1 in 1000 on for direction and place: both are spread over the whole picture
+anyway, and a thing is not abnormal for being at the edge of where people usually are.
 
 The same numbers explain an event: they say which attribute was rare, and by how much.
 
 Axes: M normal things, R rows and C columns of the place grid, A sectors of direction.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import cv2
@@ -30,6 +32,8 @@ from sfn_rt.semantics.scene import Scene, Thing
 FloatArray = NDArray[np.float64]
 
 ROWS, COLUMNS, SECTORS = 9, 12, 8
+SIZE_CLASSES = 6
+LEAST_IN_CLASS = 500  # things; a tail of fewer says little beyond its 95th percentile
 RARE = float(np.log(1000.0))  # nats; direction and place count from here on
 SECTOR_NAMES = (
     "to the right", "down and to the right", "down", "down and to the left",
@@ -61,10 +65,13 @@ class AttributeModel:
     slope: float  # of log speed against the foot's height in the picture (0 top, 1 bottom)
     offset: float
     floor: float  # pixels a frame added before the logarithm, so that rest is finite
-    speed: Tail  # of log speed relative to what is usual at that height
+    size_edges: FloatArray  # (n - 1,) of log area between the n size classes
+    speed: tuple[Tail, ...]  # a size class: log speed relative to what is usual at that height
     size: Tail  # of log area, source pixels
     counts: FloatArray  # (R, C, A + 1) smoothed things a cell and sector; the last is "at rest"
     n_things: int
+    _places: list[list[float]] = field(init=False, repr=False)  # (R, C)
+    _headings: list[list[list[float]]] = field(init=False, repr=False)  # (R, C, A + 1)
 
     @classmethod
     def fit(cls, videos: Iterable[Iterable[Scene]]) -> Self:
@@ -80,34 +87,54 @@ class AttributeModel:
         floor = 0.05 * float(np.median(speed)) + 1e-3
         slope, offset = _line(foot, np.log(speed + floor))
         relative = np.log(speed + floor) - (slope * foot + offset)
-        area = np.array([thing.area for thing, _ in rows])
+        area = np.log([thing.area for thing, _ in rows])
+        n_classes = int(np.clip(len(rows) // LEAST_IN_CLASS, 1, SIZE_CLASSES))
+        edges = np.quantile(area, np.arange(1, n_classes) / n_classes)
+        size_class = np.digitize(area, edges)
+        speeds = tuple(Tail.fit(relative[size_class == i]) for i in np.unique(size_class))
+        edges = edges if len(speeds) == n_classes else edges[:0]  # sizes too alike for classes
+        if len(speeds) != n_classes:
+            speeds = (Tail.fit(relative),)
         counts = _count([(*_cell(t, s), sector_of(t, floor)) for t, s in rows])
-        return cls(
-            slope, offset, floor, Tail.fit(relative), Tail.fit(np.log(area)), counts, len(rows)
-        )
+        return cls(slope, offset, floor, edges, speeds, Tail.fit(area), counts, len(rows))
 
-    def rarity(self, thing: Thing, scene: Scene) -> Rarity:
-        """How surprising each attribute of a thing is."""
-        cell = _cell(thing, scene)
-        headed = _direction_rarity(self.counts, *cell, sector_of(thing, self.floor))
-        return Rarity(
-            float(self.speed.surprise(self.relative_speed(thing, scene))),
-            float(self.size.surprise(np.log(thing.area))),
-            headed,
-            _place_rarity(self.counts, *cell),
-        )
+    def __post_init__(self) -> None:
+        # Looked up for every thing of every frame, so worked out once.
+        object.__setattr__(self, "_places", _place_rarities(self.counts).tolist())
+        object.__setattr__(self, "_headings", _direction_rarities(self.counts).tolist())
+
+    def rarities(self, scene: Scene) -> list[Rarity]:
+        """How surprising each attribute of each thing is."""
+        if not scene.things:
+            return []
+        area = np.log([thing.area for thing in scene.things])
+        relative = np.array([self.relative_speed(thing, scene) for thing in scene.things])
+        size_class = np.digitize(area, self.size_edges)
+        speed = np.empty(len(area))
+        for i in set(size_class.tolist()):
+            speed[size_class == i] = self.speed[i].surprise(relative[size_class == i])
+        size = self.size.surprise(area)
+        found = []
+        for thing, of_speed, of_size in zip(
+            scene.things, speed.tolist(), size.tolist(), strict=True
+        ):
+            row, column = _cell(thing, scene)
+            heading = self._headings[row][column][sector_of(thing, self.floor)]
+            found.append(Rarity(of_speed, of_size, heading, self._places[row][column]))
+        return found
 
     def relative_speed(self, thing: Thing, scene: Scene) -> float:
         """Log of the speed over what is usual at that height of the picture."""
         usual = self.slope * _foot(thing, scene) + self.offset
-        return float(np.log(thing.speed + self.floor) - usual)
+        return math.log(thing.speed + self.floor) - usual
+
+    def _speed_tail(self, thing: Thing) -> Tail:
+        return self.speed[int(np.digitize(np.log(thing.area), self.size_edges))]
 
     def rarest(self, scene: Scene) -> tuple[Thing, Rarity] | None:
         """The thing that surprises most; None where nothing moves."""
-        if not scene.things:
-            return None
-        rated = [(thing, self.rarity(thing, scene)) for thing in scene.things]
-        return max(rated, key=lambda pair: pair[1].total)
+        rated = zip(scene.things, self.rarities(scene), strict=True)
+        return max(rated, key=lambda pair: pair[1].total, default=None)
 
     def evidence(self, scene: Scene) -> float:
         """The attribute term of one frame, in nats."""
@@ -122,7 +149,8 @@ class AttributeModel:
         thing, rarity = top
         reasons = []
         if rarity.speed >= 3.0:
-            ratio = np.exp(self.relative_speed(thing, scene) - self.speed.quantile(0.999))
+            usual = self._speed_tail(thing).quantile(0.999)
+            ratio = np.exp(self.relative_speed(thing, scene) - usual)
             reasons.append((rarity.speed, _exceeds(rarity.speed, float(ratio), "faster")))
         if rarity.size >= 3.0:
             ratio = np.exp(np.log(thing.area) - self.size.quantile(0.999))
@@ -145,28 +173,32 @@ class AttributeModel:
             "line": np.array([self.slope, self.offset, self.floor]),
             "counts": self.counts,
             "n_things": np.array(self.n_things),
+            "size_edges": self.size_edges,
         }
-        for name in ("speed", "size"):
-            for key, value in getattr(self, name).to_arrays().items():
-                arrays[f"{name}/{key}"] = value
+        tails = {"size": self.size} | {f"speed/{i}": tail for i, tail in enumerate(self.speed)}
+        for name, tail in tails.items():
+            arrays |= {f"{name}/{key}": value for key, value in tail.to_arrays().items()}
         return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """The inverse of `to_arrays`."""
-        if missing := sorted({"line", "counts", "n_things"} - set(arrays)):
+        if missing := sorted({"line", "counts", "n_things", "size_edges"} - set(arrays)):
             raise BundleError(f"the stored attribute statistics lack {missing}; train again")
-        tails = {}
-        for name in ("speed", "size"):
-            own = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{name}/")}
-            tails[name] = Tail.from_arrays(own)
+
+        def tail(name: str) -> Tail:
+            start = f"{name}/"
+            own = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+            return Tail.from_arrays(own)
+
+        edges = np.asarray(arrays["size_edges"], dtype=np.float64)
+        speeds = tuple(tail(f"speed/{i}") for i in range(len(edges) + 1))
         slope, offset, floor = (float(value) for value in arrays["line"])
         counts = np.asarray(arrays["counts"], dtype=np.float64)
         if counts.shape != (ROWS, COLUMNS, SECTORS + 1):
             raise BundleError(f"attribute counts have shape {counts.shape}; train again")
-        return cls(
-            slope, offset, floor, tails["speed"], tails["size"], counts, int(arrays["n_things"])
-        )
+        n_things = int(arrays["n_things"])
+        return cls(slope, offset, floor, edges, speeds, tail("size"), counts, n_things)
 
 
 def _foot(thing: Thing, scene: Scene) -> float:
@@ -204,22 +236,21 @@ def _count(cells: Sequence[tuple[int, int, int]]) -> FloatArray:
     return np.asarray(cv2.GaussianBlur(counts, (3, 3), 0.7, borderType=cv2.BORDER_REPLICATE))
 
 
-def _place_rarity(counts: FloatArray, row: int, column: int) -> float:
-    """-log share of normal things in the cell; half a thing is added to each."""
+def _place_rarities(counts: FloatArray) -> FloatArray:
+    """-log share of normal things in each cell (R, C); half a thing is added to each."""
     total = counts.sum() + 0.5 * ROWS * COLUMNS
-    return float(-np.log((counts[row, column].sum() + 0.5) / total))
+    return np.asarray(-np.log((counts.sum(axis=2) + 0.5) / total))
 
 
-def _direction_rarity(counts: FloatArray, row: int, column: int, sector: int) -> float:
-    """-log share of the cell's normal things in the sector or beside it; 0 without a heading."""
-    if sector == SECTORS:
-        return 0.0
-    cell = counts[row, column]
+def _direction_rarities(counts: FloatArray) -> FloatArray:
+    """-log share of a cell's things in a sector or beside it (R, C, A + 1); 0 without a heading."""
+    near = [(np.arange(SECTORS) + turn) % SECTORS for turn in (-1, 0, 1)]
+    here = sum(counts[:, :, sectors] for sectors in near)  # (R, C, A)
     overall = counts.sum(axis=(0, 1))
-    near = [(sector - 1) % SECTORS, sector, (sector + 1) % SECTORS]
-    prior = (overall[near].sum() + 0.5) / (overall.sum() + 4)  # where the cell says little
-    weight = 4.0
-    return float(-np.log((cell[near].sum() + weight * prior) / (cell.sum() + weight)))
+    prior = (sum(overall[sectors] for sectors in near) + 0.5) / (overall.sum() + 4)  # (A,)
+    weight = 4.0  # things; what the prior is worth where the cell says little
+    share = (here + weight * prior) / (counts.sum(axis=2, keepdims=True) + weight)
+    return np.concatenate([-np.log(share), np.zeros((ROWS, COLUMNS, 1))], axis=2)
 
 
 def _exceeds(surprise: float, ratio: float, word: str) -> str:

@@ -81,7 +81,7 @@ def test_the_larger_thing_is_named(model: AttributeModel) -> None:
 
 def test_a_thing_going_the_wrong_way(model: AttributeModel) -> None:
     wrong = walker(180, angle=np.pi)
-    assert model.rarity(wrong, scene(wrong)).direction > RARE
+    assert model.rarities(scene(wrong))[0].direction > RARE
     text, box = model.explain(scene(walker(60), wrong))
     assert "moves to the left where few do (1 in " in text
     assert box == wrong.box
@@ -90,7 +90,7 @@ def test_a_thing_going_the_wrong_way(model: AttributeModel) -> None:
 
 def test_a_thing_in_a_place_nothing_goes(model: AttributeModel) -> None:
     lost = walker(180, y=10)
-    assert model.rarity(lost, scene(lost)).place > RARE
+    assert model.rarities(scene(lost))[0].place > RARE
     assert "is where few things go (1 in " in model.explain(scene(lost))[0]
 
 
@@ -109,8 +109,8 @@ def test_speed_is_compared_with_what_is_usual_at_that_height() -> None:
         scenes.append(scene(walker(rng.uniform(0, 346), speed, y)))
     model = AttributeModel.fit([scenes])
     near, far = walker(180, 4.5, 180), walker(180, 4.5, 20)
-    assert model.rarity(near, scene(near)).speed < 3
-    assert model.rarity(far, scene(far)).speed > 10
+    assert model.rarities(scene(near))[0].speed < 3
+    assert model.rarities(scene(far))[0].speed > 10
 
 
 def test_faster_is_never_less_surprising(model: AttributeModel) -> None:
