@@ -138,3 +138,50 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Pat
     out = tmp_path_factory.mktemp("exported") / "bundle"
     build_bundle(tiny_run, out, ExportOptions(threads=1), say=lambda text: None)
     return out
+
+
+# --- the whole workshop once, on a walkway: what a user's bundle is, only smaller --------------
+
+
+@pytest.fixture(scope="session")
+def walkway(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic set in small: three normal videos, two with labelled anomalies."""
+    from sfn_train.data.synthetic import make_walkway
+
+    root = tmp_path_factory.mktemp("walkway") / "data"
+    return make_walkway(
+        root, n_train=3, n_test=2, train_frames=100, test_frames=90, size=(120, 180)
+    )
+
+
+@pytest.fixture(scope="session")
+def walkway_run(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path:
+    """What `python -m sfn_train train` leaves after two steps of a tiny model."""
+    import yaml
+    from typer.testing import CliRunner
+
+    from sfn_train.cli import app
+
+    folder = tmp_path_factory.mktemp("trained")
+    train = {"steps": 2, "batch": 2, "precision": "32-true", "accelerator": "cpu"}
+    train |= {"validation_batches": 2, "log_every": 1}
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump({"model": TINY_MODEL, "train": train}), "utf-8")
+    arguments = ["train", str(walkway), "--config", str(config), "--out", str(folder / "run")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def walkway_bundle(walkway_run: Path) -> Path:
+    """What `python -m sfn_export bundle` makes of `walkway_run`; not to be changed by a test."""
+    from typer.testing import CliRunner
+
+    from sfn_export.cli import app
+
+    out = walkway_run.parent / "bundle"
+    arguments = ["bundle", str(walkway_run), "--out", str(out), "--threads", "1", "--frames", "24"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return out
