@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfn_export.dispatch import Form
+from sfn_export.dispatch import FASTEST, Form
 from sfn_export.exceptions import ExportError
 from sfn_export.pack import bundle_folder, pack
 from sfn_export.parity import ParityReport, check_parts
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 class ExportOptions:
     """How a run is exported; what the model is stands in the run."""
 
-    form: Form = "dispatch"  # of the SFFM: faster than dense on a CPU, benchmarks/sffm.py
+    form: Form = FASTEST  # of the SFFM
     clips: Path | None = None  # data set for the whole path; None: what the run was trained on
     frames: int = 120  # of each clip
     fps: float | None = None  # where the clips do not state it

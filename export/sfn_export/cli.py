@@ -45,7 +45,7 @@ def root() -> None:
 def bundle(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
-    form: FormOption = FormName.dispatch,
+    form: FormOption = FormName.dense,
     clips: ClipsOption = None,
     frames: FramesOption = 120,
     fps: FpsOption = None,
@@ -63,7 +63,7 @@ def bundle(
 def trace(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="Folder for the graphs.")] = Path("graphs"),
-    form: FormOption = FormName.dispatch,
+    form: FormOption = FormName.dense,
     threads: ThreadsOption = None,
 ) -> None:
     """Write RUN's graphs only, each compared with PyTorch."""

@@ -27,6 +27,10 @@ from sfn_train.model.sffm import SFFM, Folded, Routing
 from sfn_train.model.sfn import Decoder
 
 Form = Literal["dispatch", "dense"]
+# At the edge profile's size dense is 1.0 to 1.5 times as fast in ONNX Runtime on a CPU, measured by
+# benchmarks/sffm.py (results/sffm_cpu.json): its 57 MFLOP a clip are two products at full speed.
+# Dispatch computes a quarter of that or less, and the larger the width, the more it saves.
+FASTEST: Form = "dense"
 BLOCK = 48  # rows; 24 is as good for one clip, 48 better for the eight that run together
 SILU_ONE = 1.2784645427610738  # silu(SILU_ONE) = 1
 

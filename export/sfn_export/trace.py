@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from sfn_export.dispatch import BLOCK, Form, exported_decoder
+from sfn_export.dispatch import BLOCK, FASTEST, Form, exported_decoder
 from sfn_export.exceptions import ExportError
 from sfn_rt.backends.base import PartSpec, TensorSpec
 from sfn_rt.backends.ort import OrtBackend
@@ -90,7 +90,7 @@ def trace_part(
     text: TextModel | None,
     path: Path,
     *,
-    form: Form = "dispatch",
+    form: Form = FASTEST,
     block: int = BLOCK,
 ) -> PartSpec:
     """Write one part's graph to `path` and return what it takes and gives."""

@@ -58,10 +58,17 @@ def test_branches_that_are_off_are_absent(
     assert ("motion" in specs) == model.config.use_motion
     graphs = {part: tmp_path / f"{part}.onnx" for part in specs}
     for part, path in graphs.items():
-        assert trace_part(part, model, None, path) == specs[part]
+        assert trace_part(part, model, None, path, form="dispatch") == specs[part]
     with TorchBackend(model, None) as reference, OrtBackend(graphs, threads=1) as exported:
         report = check_parts(reference, exported)
     assert bool(report.rerouted) == (model.config.filter == "sffm")
+
+
+def test_dispatch_in_the_whole_decoder(tiny_run: Path, tmp_path: Path) -> None:
+    model, path = load_run(tiny_run).model, tmp_path / "decoder.onnx"
+    trace_part("decoder", model, None, path, form="dispatch")
+    with TorchBackend(model, None) as reference, OrtBackend({"decoder": path}) as exported:
+        assert check_parts(reference, exported).rerouted
 
 
 def test_whole_path_was_compared_on_real_clips(tiny_bundle: Path) -> None:
