@@ -156,14 +156,20 @@ def walkway(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def walkway_run(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path:
-    """What `python -m sfn_train train` leaves after two steps of a tiny model."""
+    """What `python -m sfn_train train` leaves after some steps of a tiny model."""
     import yaml
     from typer.testing import CliRunner
 
     from sfn_train.cli import app
 
     folder = tmp_path_factory.mktemp("trained")
-    train = {"steps": 2, "batch": 2, "precision": "32-true", "accelerator": "cpu"}
+    train = {
+        "steps": 60,
+        "learning_rate": 0.003,
+        "batch": 2,
+        "precision": "32-true",
+        "accelerator": "cpu",
+    }
     train |= {"validation_batches": 2, "log_every": 1}
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump({"model": TINY_MODEL, "train": train}), "utf-8")

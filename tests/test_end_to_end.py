@@ -60,8 +60,8 @@ def test_the_bundle_says_what_it_was_trained_on(walkway: Path, walkway_bundle: P
     assert provenance["n_frames"] == 300
     for part in ("appearance", "motion", "decoder", "text"):
         assert part in done.stdout
-    normal = np.load(walkway_bundle / "normal.npz", allow_pickle=False)
-    thresholds = [name for name in normal.files if name.startswith("threshold/")]
+    with np.load(walkway_bundle / "normal.npz", allow_pickle=False) as normal:
+        thresholds = [name for name in normal.files if name.startswith("threshold/")]
     assert len(thresholds) == 7  # every choice of three terms
 
 

@@ -213,3 +213,12 @@ def test_video_scores_refuse_columns_of_unequal_length():
             caption_id=np.zeros(5, np.int32),
             captions=("nothing moves",),
         )
+
+
+def test_ties_that_differ_by_rounding_do_not_make_a_steep_tail():
+    """A caption holds for some frames: the largest values of short footage are nearly equal."""
+    rng = np.random.default_rng(0)
+    values = np.r_[rng.uniform(0.03, 0.1, 44), 0.177 + 1e-7 * rng.standard_normal(4)]
+    tail = Tail.fit(values)
+    assert tail.scale > 0.01
+    assert float(tail.surprise(0.18)) < 5
