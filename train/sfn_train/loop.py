@@ -367,7 +367,7 @@ def make_sampler(prepared: Prepared, config: Config, module: Training) -> StepSa
 
 def make_loaders(prepared: Prepared, config: Config, sampler: StepSampler) -> tuple[Loader, Loader]:
     """Training without end, and the same held-out runs at every validation."""
-    runs, length, c = Runs(prepared, config), config.data.run_length, config.train
+    length, c = config.data.run_length, config.train
     held_out = spread_runs(
         usable_spans(prepared, prepared.split.held_out, length),
         run_length=length,
@@ -377,8 +377,13 @@ def make_loaders(prepared: Prepared, config: Config, sampler: StepSampler) -> tu
     batches = [held_out[i : i + c.batch] for i in range(0, len(held_out), c.batch)]
     workers, keep = c.workers, c.workers > 0
     return (
-        DataLoader(runs, batch_sampler=sampler, num_workers=workers, persistent_workers=keep),
-        DataLoader(runs, batch_sampler=batches),
+        DataLoader(
+            Runs(prepared, config, vary=True),
+            batch_sampler=sampler,
+            num_workers=workers,
+            persistent_workers=keep,
+        ),
+        DataLoader(Runs(prepared, config), batch_sampler=batches),
     )
 
 

@@ -104,9 +104,7 @@ class TorchBackend:
             return {"tokens": self._model.motion(inputs["difference"])}
         if part == "text" and self._text is not None:
             return {"sentence_embedding": self._text(**inputs)}
-        prediction = self._model.decoder(
-            *(inputs.get(name) for name in DECODER_INPUTS)
-        )
+        prediction = self._model.decoder(*(inputs.get(name) for name in DECODER_INPUTS))
         computed = {"next_frame": prediction.next_frame}
         if prediction.semantic is not None:
             computed["semantic"] = prediction.semantic

@@ -30,14 +30,20 @@ class SceneCaptioner:
 
     def caption(self, clip: Clip) -> str:
         """How many things move, and how large, how fast, where and which way the rarest does."""
-        scene = clip.scenes[-1]
+        return self.captions(clip.scenes[-1])[0]
+
+    def captions(self, scene: Scene) -> list[str]:
+        """What could be said of a scene: a caption for each of its things, the rarest one first."""
         if not scene.things:
-            return "Nothing moves in the scene."
+            return ["Nothing moves in the scene."]
         count = _word(COUNTS, len(scene.things), "A crowd of things moves")
-        top = None if self._attributes is None else self._attributes.rarest(scene)
-        if self._attributes is None or top is None:
-            return f"{count}, where normally nothing does."
-        return f"{count}. The most notable is {_describe(self._attributes, *top, scene)}."
+        if self._attributes is None:
+            return [f"{count}, where normally nothing does."]
+        rated = zip(scene.things, self._attributes.rarities(scene), strict=True)
+        return [
+            f"{count}. The most notable is {_describe(self._attributes, *pair, scene)}."
+            for pair in sorted(rated, key=lambda pair: -pair[1].total)
+        ]
 
 
 def _describe(attributes: AttributeModel, thing: Thing, rarity: Rarity, scene: Scene) -> str:

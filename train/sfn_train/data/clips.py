@@ -21,12 +21,18 @@ from sfn_train.data.split import Span
 
 Place = tuple[int, int]  # video, first frame
 
+OTHER_SHARE = 0.5  # of training captions that tell of another thing than the rarest
+
 
 class Runs(Dataset[dict[str, Tensor]]):
-    """Indexed by video and first frame: frames (L, 3, h, w) and caption embeddings (P, S)."""
+    """Indexed by video and first frame: frames (L, 3, h, w) and caption embeddings (P, S).
 
-    def __init__(self, prepared: Prepared, config: Config) -> None:
-        self._prepared = prepared
+    With `vary`, half of the captions tell of another thing of the same frame than the rarest: all
+    of normal life is described, in every place and direction, and only unusual words stay unheard.
+    """
+
+    def __init__(self, prepared: Prepared, config: Config, *, vary: bool = False) -> None:
+        self._prepared, self._vary = prepared, vary
         self._length, self._observed = config.data.run_length, config.model.observed
         self._use_text = config.model.use_text
 
@@ -36,7 +42,13 @@ class Runs(Dataset[dict[str, Tensor]]):
         stop = start + self._length
         item = {"frames": torch.from_numpy(video.read(start, stop).astype(np.float32))}
         if self._use_text:
-            ids = video.caption_ids[start + self._observed : stop]  # (P,)
+            ids = video.caption_ids[start + self._observed : stop].copy()  # (P,)
+            if self._vary:
+                random = np.random.default_rng([number, start])
+                for i, t in enumerate(range(start + self._observed, stop)):
+                    others = video.other_captions(t)
+                    if len(others) and random.random() < OTHER_SHARE:
+                        ids[i] = random.choice(others)
             item["text"] = torch.from_numpy(self._prepared.embeddings[ids])
         return item
 

@@ -70,11 +70,16 @@ class Footage:
     stretches: tuple[tuple[int, int], ...]  # start, stop of the frames that are kept
     pixels: Pixels  # (kept, 3, h, w), a read-only map of the file
     caption_ids: NDArray[np.int32]  # (n,) of the caption for predicting each frame; -1: none
+    other_ids: tuple[NDArray[np.int32], ...]  # a frame: captions of its other things; or empty
 
     @property
     def n_frames(self) -> int:
         """Frames that decoded, kept or not."""
         return len(self.scenes)
+
+    def other_captions(self, t: int) -> NDArray[np.int32]:
+        """Captions for predicting frame t that tell of another thing than the one in force."""
+        return self.other_ids[t] if self.other_ids else np.empty(0, np.int32)
 
     def read(self, start: int, stop: int) -> Pixels:
         """Consecutive frames (stop - start, 3, h, w), all inside one stretch."""
@@ -135,7 +140,10 @@ def prepare(
         _captions(video, scenes, attributes, config)
         for video, (_, scenes, _) in zip(dataset.train, passed, strict=True)
     ]
-    sentences = tuple(dict.fromkeys(text for row in captions for text in row if text))
+    others = [_other_captions(scenes, attributes, config) for _, scenes, _ in passed]
+    said = [text for row in captions for text in row if text]
+    said += [text for video in others for row in video for text in row]
+    sentences = tuple(dict.fromkeys(said))
     numbers = {text: i for i, text in enumerate(sentences)} | {"": -1}
     videos = tuple(
         Footage(
@@ -146,8 +154,11 @@ def prepare(
             plan.stretches(len(scenes)),
             pixels,
             np.array([numbers[text] for text in row], dtype=np.int32),
+            tuple(np.array([numbers[text] for text in more], dtype=np.int32) for more in other),
         )
-        for video, (fps, scenes, pixels), row in zip(dataset.train, passed, captions, strict=True)
+        for video, (fps, scenes, pixels), row, other in zip(
+            dataset.train, passed, captions, others, strict=True
+        )
     )
     embeddings = _embed(sentences, config, store)
     store.trim(config.data.cache_gb)
@@ -454,6 +465,16 @@ def _captions(
         text = captioner.caption(Clip(t - 1, (), scenes[t - observed : t]))
         captions[t : t + stride] = [text] * len(captions[t : t + stride])
     return captions
+
+
+def _other_captions(
+    scenes: Sequence[Scene], attributes: AttributeModel | None, config: Config
+) -> list[list[str]]:
+    """For each frame, what else could be said of the clip before it; only `scene` knows."""
+    if not config.model.use_text or attributes is None or config.semantics.captions is not None:
+        return []
+    captioner = SceneCaptioner(attributes)
+    return [[], *(captioner.captions(scene)[1:] for scene in scenes[:-1])]
 
 
 def _embed(sentences: Sequence[str], config: Config, store: _Store) -> NDArray[np.float32]:
