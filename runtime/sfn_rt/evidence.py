@@ -10,7 +10,7 @@ state is bounded and can be taken out and put back exactly.
 Axes: b frames of a block, p of them predicted, T observed frames, h and w the model's frame size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -59,6 +59,7 @@ class Perception:
     text: SentenceEncoder | None  # None: the model has no semantic branch
     stride: int  # frames for which one caption holds
     terms: tuple[str, ...]  # that are switched on
+    on_error: Callable[[Array], None] | None = None  # sees each block's error maps (p, h, w)
 
     @property
     def available_terms(self) -> tuple[str, ...]:
@@ -187,6 +188,8 @@ class EvidenceStream:
             return None, None
         actual = block.pictures[-len(prediction.next_frame) :]  # (p, 3, h, w)
         errors = absolute_error(prediction.next_frame, actual)  # (p, h, w)
+        if self._p.on_error is not None:
+            self._p.on_error(errors)
         visual = [measure_error(error, self._p.visual) for error in errors]
         semantic = None
         if "semantic" in self._p.terms and prediction.semantic is not None and text is not None:

@@ -1,11 +1,13 @@
 """Predicted against real frame: error per pixel, evidence per frame, and where it is largest.
 
     mean         mean of (I^ - I)^2 over the frame                            paper Eq. (13)
-    largest_box  largest mean of |I^ - I| over any box of the size of a person
+    largest_box  largest share, over any box of the size of a person, of pixels whose error is
+                 larger than that of 99 of 100 pixels of normal footage
 
-The paper's mean drowns one small thing in a wide frame. A box of the size of the things
-that move in the scene does not, and the absolute error keeps a few hard edges from counting more
-than a whole body. Both live in the normalised space of the loss.
+The paper's mean drowns one small thing in a wide frame; a box of the size of what moves in the
+scene does not. The share asks how much of a body was mispredicted, not how strongly: a white shirt
+errs more than a grey one wherever it goes, and the mean of a box would measure the shirt. Both live
+in the normalised space of the loss.
 
 Axes: B frames, h and w the model's frame size, C = 3 channels, gh and gw the patch grid.
 """
@@ -28,6 +30,7 @@ class VisualConfig:
     measure: Literal["largest_box", "mean"] = "largest_box"
     box_height: int = 16  # pixels at the model's frame size
     box_width: int = 16
+    pixel_error: float = 0.2  # absolute error from which a pixel counts as mispredicted
     grid_height: int = 13  # cells of the heat map
     grid_width: int = 20
 
@@ -37,6 +40,8 @@ class VisualConfig:
         for name in ("box_height", "box_width", "grid_height", "grid_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.pixel_error < float("inf"):
+            raise ValueError(f"pixel_error must be above 0, got {self.pixel_error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class VisualError:
     """The error of one frame."""
 
     evidence: float
-    box: Box  # x, y, w, h of the largest error, as shares of the frame
+    box: Box  # x, y, w, h of the box that errs most, as shares of the frame
     heat: NDArray[np.float16]  # (gh, gw) mean absolute error a cell
 
 
@@ -60,7 +65,8 @@ def measure_error(error: FloatArray, config: VisualConfig) -> VisualError:
     height, width = error.shape
     box_h, box_w = min(config.box_height, height), min(config.box_width, width)
     # Anchored at the top left, so that cell (y, x) is the box that begins there.
-    boxes = cv2.boxFilter(error, -1, (box_w, box_h), anchor=(0, 0))
+    wrong = (error > config.pixel_error).astype(np.float32)  # (h, w)
+    boxes = cv2.boxFilter(wrong, -1, (box_w, box_h), anchor=(0, 0))
     boxes = boxes[: height - box_h + 1, : width - box_w + 1]
     top = int(boxes.argmax())
     y, x = divmod(top, boxes.shape[1])

@@ -10,7 +10,7 @@ from sfn_rt.prediction_error import (
     semantic_error,
 )
 
-CONFIG = VisualConfig(box_height=5, box_width=4, grid_height=4, grid_width=6)
+CONFIG = VisualConfig(box_height=5, box_width=4, pixel_error=1.5, grid_height=4, grid_width=6)
 
 
 def error_map(seed: int = 0) -> np.ndarray:
@@ -29,16 +29,26 @@ def test_absolute_error_is_the_root_mean_square_over_channels() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_largest_box_is_found_by_trying_all(seed: int) -> None:
     error = error_map(seed)
-    best, place = -1.0, (0, 0)
-    for y in range(20 - 5 + 1):
-        for x in range(30 - 4 + 1):
-            mean = float(error[y : y + 5, x : x + 4].astype(np.float64).mean())
-            if mean > best:
-                best, place = mean, (y, x)
+    shares = {
+        (x / 30, y / 20): float((error[y : y + 5, x : x + 4] > CONFIG.pixel_error).mean())
+        for y in range(20 - 5 + 1)
+        for x in range(30 - 4 + 1)
+    }
     measured = measure_error(error, CONFIG)
-    assert measured.evidence == pytest.approx(best, rel=1e-5)
-    y, x = place
-    assert measured.box == pytest.approx((x / 30, y / 20, 4 / 30, 5 / 20))
+    assert measured.evidence == pytest.approx(max(shares.values()), rel=1e-5)
+    x, y, width, height = measured.box
+    assert shares[x, y] == pytest.approx(measured.evidence, rel=1e-5)
+    assert (width, height) == (4 / 30, 5 / 20)
+
+
+def test_contrast_does_not_count_only_how_much_is_mispredicted() -> None:
+    grey, white = np.zeros((2, 20, 30), np.float32)
+    grey[3:8, 6:10] = 2.0
+    white[3:8, 6:10] = 6.0
+    assert measure_error(white, CONFIG).evidence == measure_error(grey, CONFIG).evidence == 1.0
+    half = grey.copy()
+    half[3:8, 6:8] = 0.0
+    assert measure_error(half, CONFIG).evidence == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("y", "x"), [(0, 0), (0, 26), (15, 0), (15, 26), (7, 11)])
@@ -46,7 +56,7 @@ def test_a_box_may_lie_in_any_corner(y: int, x: int) -> None:
     error = np.zeros((20, 30), np.float32)
     error[y : y + 5, x : x + 4] = 2.0
     measured = measure_error(error, CONFIG)
-    assert measured.evidence == pytest.approx(2.0)
+    assert measured.evidence == pytest.approx(1.0)
     assert measured.box == pytest.approx((x / 30, y / 20, 4 / 30, 5 / 20))
 
 
@@ -54,9 +64,9 @@ def test_one_small_thing_counts_more_in_a_box_than_in_the_mean() -> None:
     quiet = np.full((20, 30), 0.1, np.float32)
     loud = quiet.copy()
     loud[5:10, 5:9] = 1.0
-    mean = VisualConfig(measure="mean", box_height=5, box_width=4)
-    gain_box = measure_error(loud, CONFIG).evidence / measure_error(quiet, CONFIG).evidence
-    assert gain_box == pytest.approx(10.0, rel=1e-4)
+    mean = VisualConfig(measure="mean", box_height=5, box_width=4, pixel_error=0.5)
+    boxed = VisualConfig(box_height=5, box_width=4, pixel_error=0.5)
+    assert (measure_error(quiet, boxed).evidence, measure_error(loud, boxed).evidence) == (0, 1)
     by_hand = np.mean(np.square(loud.astype(np.float64)))  # equation 13
     assert measure_error(loud, mean).evidence == pytest.approx(by_hand, rel=1e-5)
     assert measure_error(loud, mean).box == pytest.approx((5 / 30, 5 / 20, 4 / 30, 5 / 20))
