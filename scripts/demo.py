@@ -16,6 +16,7 @@ from sfn_rt.datasets import Dataset, Video, open_dataset
 from sfn_rt.exceptions import SfnError
 
 OWNED = ".sfn-demo"  # marks a folder that the demo may empty
+SHORT = ("--set", "train.steps=500")  # the set is small, and who tries a demo waits
 SFN_RT = str(Path(sys.executable).with_name("sfn-rt"))
 
 
@@ -49,7 +50,7 @@ def demo(data: Path | None, out: Path, config: str) -> None:
         step(sys.executable, "-m", "sfn_train", "demo-data", str(data))
     dataset = open_dataset(data)  # a mistake in the data is told before the training
     run, bundle, score, evaluation = (out / name for name in ("run", "bundle", "score", "eval"))
-    train = ["train", str(data), "--config", config, "--out", str(run)]
+    train = ["train", str(data), "--config", config, "--out", str(run), *SHORT]
     step(sys.executable, "-m", "sfn_train", *train)
     step(sys.executable, "-m", "sfn_export", "bundle", str(run), "--out", str(bundle))
     video = example(dataset)

@@ -13,6 +13,8 @@ anyway, and a thing is not abnormal for being at the edge of where people usuall
 
 The same numbers explain an event: they say which attribute was rare, and by how much.
 
+No speed and no size is called rarer than 1 in all the things seen: beyond that a tail is a guess.
+
 Axes: M normal things, R rows and C columns of the place grid, A sectors of direction.
 """
 
@@ -113,7 +115,8 @@ class AttributeModel:
         speed = np.empty(len(area))
         for i in set(size_class.tolist()):
             speed[size_class == i] = self.speed[i].surprise(relative[size_class == i])
-        size = self.size.surprise(area)
+        size = np.minimum(self.size.surprise(area), self.most)
+        speed = np.minimum(speed, self.most)
         found = []
         for thing, of_speed, of_size in zip(
             scene.things, speed.tolist(), size.tolist(), strict=True
@@ -122,6 +125,11 @@ class AttributeModel:
             heading = self._headings[row][column][sector_of(thing, self.floor)]
             found.append(Rarity(of_speed, of_size, heading, self._places[row][column]))
         return found
+
+    @property
+    def most(self) -> float:
+        """The largest surprise that the footage supports: rarer than 1 in all its things."""
+        return max(math.log(self.n_things), RARE)
 
     def relative_speed(self, thing: Thing, scene: Scene) -> float:
         """Log of the speed over what is usual at that height of the picture."""

@@ -339,7 +339,9 @@ def evaluate(
             evidence=name,
             kind="term",
             terms=(name,),
-            paper=_figures([paper_term(video.terms[name], constants) for video in videos], truth),
+            paper=_figures(
+                [paper_term(video.terms[name], constants, name) for video in videos], truth
+            ),
             causal=_figures(score_terms.causal((name,)), truth),
         )
         for name in names

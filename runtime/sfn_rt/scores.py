@@ -30,6 +30,11 @@ EMA_ALPHA = 0.2
 PAPER_TERMS = ("visual", "semantic")
 TERMS = (*PAPER_TERMS, "attribute")
 
+# The attribute term is in nats, on one scale for all videos, so it is never min-maxed: what is
+# rarer than 1 in 1000 things counts as much as the worst frame of a min-maxed term.
+ABSOLUTE_TERMS = ("attribute",)
+ABSOLUTE_SCALE = float(np.log(1000.0))
+
 _TRUNCATE = 4.0  # the Gaussian is cut at this many sigmas, as scipy.ndimage does
 _MAX_SAMPLE = 4096  # normal values a tail keeps; 200 of them lie beyond the 95th percentile
 _TAIL_SHARE = 0.05  # beyond the 95th percentile the tail is exponential
@@ -42,7 +47,7 @@ class PaperConstants:
 
     visual: float
     semantic: float
-    attribute: float = 1.0  # this project's own term; the paper has none
+    attribute: float = 1 / ABSOLUTE_SCALE  # this project's own term; the paper has none
     sigma: float  # frames
     minmax: bool  # scale each term to 0..1 over its video before smoothing
 
@@ -137,12 +142,14 @@ def minmax(x: FloatArray) -> FloatArray:
     return (values - low) / span if span > 0 else np.zeros_like(values)
 
 
-def paper_term(x: FloatArray, constants: PaperConstants) -> FloatArray:
+def paper_term(x: FloatArray, constants: PaperConstants, term: str = "visual") -> FloatArray:
     """One term of Eq. (13) without its weight: (T,) evidence, min-max if told, then smoothed."""
     first = first_scored({"evidence": x})
     scored = np.asarray(x[first:], dtype=np.float64)
+    if constants.minmax and term not in ABSOLUTE_TERMS:
+        scored = minmax(scored)
     score = np.full(len(x), np.nan)
-    score[first:] = smooth_gaussian(minmax(scored) if constants.minmax else scored, constants.sigma)
+    score[first:] = smooth_gaussian(scored, constants.sigma)
     return score  # (T,)
 
 
@@ -154,7 +161,7 @@ def paper_scores(terms: Mapping[str, FloatArray], constants: PaperConstants) -> 
     total[:first] = np.nan
     for name in _ordered(terms):
         # Every term starts at the same frame, so that all are scaled over the same stretch.
-        smoothed = paper_term(terms[name][first:], constants)
+        smoothed = paper_term(terms[name][first:], constants, name)
         total[first:] += constants.weight(name) * smoothed
     return total  # (T,)
 

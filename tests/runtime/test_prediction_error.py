@@ -82,9 +82,10 @@ def test_heat_is_the_mean_of_each_cell() -> None:
 
 
 def test_a_box_larger_than_the_frame_is_the_frame() -> None:
-    measured = measure_error(error_map(), VisualConfig(box_height=99, box_width=99))
+    whole = VisualConfig(box_height=99, box_width=99, pixel_error=1.5)
+    measured = measure_error(error_map(), whole)
     assert measured.box == (0.0, 0.0, 1.0, 1.0)
-    assert measured.evidence == pytest.approx(float(error_map().mean()), rel=1e-5)
+    assert measured.evidence == pytest.approx(float((error_map() > 1.5).mean()), rel=1e-5)
 
 
 def test_no_error_is_zero_not_nan() -> None:
