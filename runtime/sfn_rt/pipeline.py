@@ -91,7 +91,8 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
             Progress("scoring", video.n_frames, enabled=options.progress, done=n_resumed)
         )
         for block in run.blocks(video, start=n_resumed):
-            run.take(block)
+            with output_errors(options.out):  # heat maps go to disk
+                run.take(block)
             progress.advance(len(block.frames))
             if time.perf_counter() - saved > CHECKPOINT_S:
                 with output_errors(options.out):
