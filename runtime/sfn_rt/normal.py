@@ -115,11 +115,10 @@ def thumbnail(image: UInt8) -> NDArray[np.float32]:
 
 def same_scene(thumbnails: Iterable[NDArray[np.float32]]) -> bool:
     """Whether all videos look at one scene, so that one background serves them all."""
-    stack = np.stack(list(thumbnails))  # (n, 16, 24)
-    centre = stack.mean(axis=0)
-    length = float(np.linalg.norm(centre))
-    likeness = np.einsum("nhw,hw->n", stack, centre) / max(length, 1e-6)
-    return bool(likeness.min() >= SAME_SCENE)
+    flat = np.stack([thumbnail.ravel() for thumbnail in thumbnails])  # (n, 384)
+    likeness = np.einsum("ad,bd->ab", flat, flat)  # (n, n)
+    # All like the most central one. The mean will not do: even two scenes are like their mean.
+    return bool(likeness.min(axis=1).max() >= SAME_SCENE)
 
 
 def _under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

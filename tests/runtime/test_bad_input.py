@@ -422,11 +422,15 @@ def process(
     repository: Path, arguments: Sequence[object], before: Callable[[], None]
 ) -> subprocess.CompletedProcess[str]:
     """`sfn-rt` in a process of its own, in which `before` has taken something away."""
+    environment = {"PYTHONPATH": str(repository / "runtime"), "OMP_NUM_THREADS": "1", "PATH": ""}
     return subprocess.run(
         [sys.executable, "-m", "sfn_rt.cli", *(str(a) for a in arguments)],
-        capture_output=True, text=True, timeout=120, preexec_fn=before,
-        env={"PYTHONPATH": str(repository / "runtime"), "OMP_NUM_THREADS": "1", "PATH": "", **NO_PYC},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=before,
+        env=environment | NO_PYC,
+    )
 
 
 def assert_cannot_write(done: subprocess.CompletedProcess[str], *words: str) -> None:

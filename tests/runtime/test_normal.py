@@ -111,4 +111,10 @@ def test_the_most_similar_video_counts() -> None:
 def test_videos_of_one_scene_and_of_several() -> None:
     one = [thumbnail(picture(0, noise)) for noise in (0, 10, 20)]
     assert same_scene(one)
+    assert same_scene(one[:1])
     assert not same_scene([*one, thumbnail(picture(1)), thumbnail(picture(2))])
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 9])
+def test_few_different_scenes_are_not_taken_for_one(n: int) -> None:
+    assert not same_scene([thumbnail(picture(i)) for i in range(n)])

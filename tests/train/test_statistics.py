@@ -1,0 +1,146 @@
+"""What normal footage looks like to a trained model: fitted from held-out evidence alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from sfn_rt.datasets import open_dataset
+from sfn_rt.evidence import FrameEvidence
+from sfn_rt.normal import NormalFootage, SceneModel
+from sfn_rt.scores import EMA_ALPHA, TERMS, causal_scores
+from sfn_rt.semantics.scene import Scene, Thing
+from sfn_train.config import Config, parse_config
+from sfn_train.data.prepare import Prepared, prepare
+from sfn_train.statistics import fit_normal, scene_model, visual_config
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_yaml: str) -> Config:
+    raw = yaml.safe_load(tiny_yaml)
+    raw["model"]["use_text"] = False  # no sentence is embedded for these tests
+    return parse_config(yaml.safe_dump(raw), "tiny")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, footage: Path, settings: Config) -> Prepared:
+    cache = tmp_path_factory.mktemp("cache")
+    return prepare(open_dataset(footage), settings, cache, say=lambda text: None, progress=False)
+
+
+def evidence(n: int, seed: int, heat: float = 1.0) -> list[FrameEvidence]:
+    rng = np.random.default_rng(seed)
+    scene = Scene(96, 64, ())
+    rows = [FrameEvidence(i, i / 25, scene, {}, None, None, None) for i in range(min(n, 4))]
+    for i in range(4, n):
+        terms = {term: float(rng.gamma(2)) for term in TERMS}
+        cells = np.full((2, 3), heat * rng.random(), np.float16)
+        rows.append(FrameEvidence(i, i / 25, scene, terms, "x", (0, 0, 1, 1), cells))
+    return rows
+
+
+def nothing_known() -> SceneModel:
+    return SceneModel(None, None, np.zeros((1, 16, 24), np.float32))
+
+
+def test_tails_are_those_of_all_scored_frames() -> None:
+    footage = [evidence(200, 0), evidence(300, 1)]
+    normal = fit_normal(nothing_known(), TERMS, footage, 25.0)
+    for term in TERMS:
+        values = sorted(row.terms[term] for rows in footage for row in rows if row.terms)
+        np.testing.assert_array_equal(normal.tails[term].normal, values)
+
+
+def test_each_choice_of_terms_is_calibrated_on_its_own_scores() -> None:
+    footage = [evidence(400, 0), evidence(400, 1)]
+    normal = fit_normal(nothing_known(), TERMS, footage, 25.0)
+    assert len(normal.thresholds) == 7
+    for chosen, threshold in normal.thresholds.items():
+        scores = []
+        for rows in footage:
+            columns = {t: np.array([r.terms[t] for r in rows if r.terms]) for t in chosen}
+            scores.append(causal_scores(columns, normal.tails, EMA_ALPHA))
+        # 32 s of footage against one alarm an hour: beyond everything seen.
+        assert threshold.value > max(score.max() for score in scores)
+        assert threshold.false_alarms_per_hour == 1.0
+    assert normal.thresholds[TERMS].value > normal.thresholds[("visual",)].value
+
+
+def test_heat_scale_is_a_high_quantile_of_the_cells() -> None:
+    normal = fit_normal(nothing_known(), TERMS, [evidence(800, 0, heat=5.0)], 25.0)
+    assert 4.5 < normal.heat_scale <= 5.0
+
+
+def test_no_error_anywhere_does_not_divide_by_zero_later() -> None:
+    assert fit_normal(nothing_known(), TERMS, [evidence(50, 0, heat=0.0)], 25.0).heat_scale > 0
+
+
+def test_footage_too_short_to_score_is_left_out() -> None:
+    alone = fit_normal(nothing_known(), TERMS, [evidence(100, 0)], 25.0)
+    beside = fit_normal(nothing_known(), TERMS, [evidence(100, 0), evidence(3, 1)], 25.0)
+    assert beside.thresholds == alone.thresholds
+
+
+def test_what_is_fitted_can_be_stored() -> None:
+    normal = fit_normal(nothing_known(), TERMS, [evidence(200, 0)], 25.0)
+    again = NormalFootage.from_arrays(normal.to_arrays())
+    assert again.thresholds == normal.thresholds
+    assert again.heat_scale == normal.heat_scale
+
+
+def test_the_scene_has_a_thumbnail_a_video_and_one_background(prepared: Prepared) -> None:
+    scene = scene_model(prepared)
+    assert scene.thumbnails.shape == (2, 16, 24)
+    assert scene.background is prepared.background
+    assert scene.attributes is prepared.attributes
+
+
+def test_videos_of_different_scenes_share_no_background(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    different = np.zeros((2, 16, 24), np.float32)
+    different[0, 3, 4] = different[1, 9, 9] = 1.0
+    thumbnails = iter(different)
+    monkeypatch.setattr("sfn_train.statistics.thumbnail", lambda image: next(thumbnails))
+    assert scene_model(prepared).background is None
+
+
+def with_things(prepared: Prepared, *things: Thing) -> Prepared:
+    scenes = tuple(Scene(96, 64, things) for _ in prepared.videos[0].scenes)
+    videos = tuple(replace(video, scenes=scenes) for video in prepared.videos)
+    return replace(prepared, videos=videos)
+
+
+def thing(w: float, h: float) -> Thing:
+    return Thing(0.0, 0.0, w, h, w * h, 1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("things", "side"),
+    [
+        ((thing(32, 32),), 8),  # an eighth of 96 x 64 either way: 8 of 24 x 16 pixels
+        ((thing(24, 40), thing(24, 40), thing(96, 64)), 8),  # the median, not the largest
+        ((thing(2, 2),), 8),  # never below a patch
+        ((thing(96, 64),), 8),  # never above half the frame
+        ((), 8),
+    ],
+    ids=["one size", "median", "small", "large", "nothing moves"],
+)
+def test_the_box_is_as_large_as_what_moves(
+    prepared: Prepared, settings: Config, things: tuple[Thing, ...], side: int
+) -> None:
+    config = replace(settings, model=replace(settings.model))
+    found = visual_config(config, with_things(prepared, *things))
+    assert (found.box_height, found.box_width) == (side, side)
+    assert (found.grid_height, found.grid_width) == config.model.grid
+
+
+def test_the_box_follows_the_frame_size(prepared: Prepared, settings: Config) -> None:
+    large = replace(settings.model, frame_height=64, frame_width=96)
+    config = replace(settings, model=large)
+    assert visual_config(config, with_things(prepared, thing(12, 27))).box_height == 18
+    assert visual_config(config, with_things(prepared, thing(1, 1))).box_height == large.patch
+    assert visual_config(config, with_things(prepared, thing(96, 64))).box_height == 32
+    assert visual_config(config, with_things(prepared)).box_height == 8
