@@ -90,7 +90,12 @@ def test_what_is_fitted_can_be_stored() -> None:
     assert again.heat_scale == normal.heat_scale
 
 
-def test_the_scene_has_a_thumbnail_a_video_and_one_background(prepared: Prepared) -> None:
+def test_the_scene_has_a_thumbnail_a_video_and_one_background(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert scene_model(prepared).thumbnails.any(axis=(1, 2)).all()
+    alike = np.full((16, 24), (16 * 24) ** -0.5, np.float32)
+    monkeypatch.setattr("sfn_train.statistics.thumbnail", lambda image: alike)
     scene = scene_model(prepared)
     assert scene.thumbnails.shape == (2, 16, 24)
     assert scene.background is prepared.background
