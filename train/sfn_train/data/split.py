@@ -34,13 +34,16 @@ class Split:
 
 
 def split_footage(lengths: Sequence[int], share: float, run_length: int) -> Split:
-    """Hold out about `share` of the frames: the last videos, or the end of each of a few.
+    """Hold out about `share` of the frames: videos spread over all, or the end of each of a few.
+
+    Spread, because recordings drift: the last ones alone would be a quieter or busier hour.
 
     Spans shorter than a run are of no use to either side and stay with training.
     """
     if len(lengths) >= ENOUGH_VIDEOS:
         n_held = min(max(1, round(share * len(lengths))), len(lengths) - 1)
-        cuts = [n if i < len(lengths) - n_held else 0 for i, n in enumerate(lengths)]
+        held_out = {int((i + 0.5) * len(lengths) / n_held) for i in range(n_held)}
+        cuts = [0 if i in held_out else n for i, n in enumerate(lengths)]
     else:
         cuts = []
         for n in lengths:
