@@ -6,7 +6,8 @@ after another in one thread, so they add up to more than the time a frame takes 
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -113,50 +114,52 @@ def _end_to_end(video: Path, model: Model, options: BenchOptions) -> tuple[float
 
 def _stages(video: Path, model: Model, options: BenchOptions) -> dict[str, dict[str, float]]:
     p = model.perception
-    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    watch = _Watch()
     analyser = SceneAnalyser(p.scene_config, p.scene.background)
     predictor = Predictor(p.backend, p.observed)
-    run = VideoRun(model, 25.0)
+    causal = VideoRun(model, 25.0).causal
     blocks = grouped(_endless(video), BLOCK)
     for number in range(-(-(options.warmup + options.frames) // BLOCK)):
-
-        def timed(stage: str, work: Callable[[], Any], at: int = number) -> Any:
-            before = time.perf_counter()
-            result = work()
-            if at * BLOCK >= options.warmup:
-                times[stage].append(1e3 * (time.perf_counter() - before) / BLOCK)
-            return result
-
-        frames = timed("decode", lambda: next(blocks))
-        pictures = timed(
-            "preprocess",
-            lambda f=frames: np.stack([preprocess(x.image, p.preprocessing) for x in f]),
-        )
-        scenes = timed("scene", lambda f=frames: [analyser.step(x.image) for x in f])
-
-        def caption(scenes: Any = scenes, frames: Any = frames) -> Any:
-            chosen = range(0, len(frames), p.stride)
-            texts = [p.captioner.caption(Clip(i, frames, scenes[: i + 1])) for i in chosen]
-            held = [text for text in texts for _ in range(p.stride)][: len(frames)]
-            return p.text.encode(held) if p.text is not None else None
-
-        text = timed("caption", caption)
+        watch.counts = number * BLOCK >= options.warmup
+        with watch("decode"):
+            frames = next(blocks)
+        with watch("preprocess"):
+            pictures = np.stack([preprocess(frame.image, p.preprocessing) for frame in frames])
+        with watch("scene"):
+            scenes = [analyser.step(frame.image) for frame in frames]
         n = predictor.n_predicted(len(frames))
-        kept = None if text is None else text[len(frames) - n :]
-        prediction = timed("encode + predict", lambda x=pictures, t=kept: predictor.step(x, t))
+        with watch("caption"):
+            made = range(0, len(frames), p.stride)
+            captions = [p.captioner.caption(Clip(i, frames, scenes[: i + 1])) for i in made]
+            held = [text for text in captions for _ in range(p.stride)][: len(frames)]
+            text = None if p.text is None else p.text.encode(held)[len(frames) - n :]
+        with watch("encode + predict"):
+            prediction = predictor.step(pictures, text)
         if prediction is None:
             continue
-
-        def score(prediction: Any = prediction, x: Any = pictures, scenes: Any = scenes) -> None:
-            errors = absolute_error(prediction.next_frame, x[-len(prediction.next_frame) :])
-            for error, scene in zip(errors, scenes[-len(errors) :], strict=True):
+        with watch("score"):
+            errors = absolute_error(prediction.next_frame, pictures[-n:])
+            for error, scene in zip(errors, scenes[-n:], strict=True):
                 evidence = {"visual": measure_error(error, p.visual).evidence, "semantic": 0.0}
                 if p.scene.attributes is not None:
                     evidence["attribute"] = p.scene.attributes.evidence(scene)
-                run.causal.update({t: evidence[t] for t in p.terms})
+                causal.update({term: evidence[term] for term in p.terms})
+    return {stage: {"mean": float(np.mean(ms)), **_spread(ms)} for stage, ms in watch.times.items()}
 
-        timed("score", score)
-    return {stage: {"mean": float(np.mean(ms)), **_spread(ms)} for stage, ms in times.items()}
+
+class _Watch:
+    """Times what runs inside `with watch(stage):`, in milliseconds a frame of a block."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        self.counts = False  # False during the warm-up
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        if self.counts:
+            self.times[stage].append(1e3 * (time.perf_counter() - before) / BLOCK)
 
 
 def _endless(video: Path) -> Iterator[Frame]:

@@ -56,7 +56,9 @@ def patchify(image: Tensor, patch: int) -> Tensor:
 def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """(B, N, C * patch * patch) back to (B, C, H, W); the inverse of `patchify`."""
     rows, columns = grid
-    cells = patches.unflatten(1, grid).unflatten(-1, (-1, patch, patch))  # (B, h, w, C, p, p)
+    cells: Tensor = patches.unflatten(1, grid).unflatten(
+        -1, (-1, patch, patch)
+    )  # (B, h, w, C, p, p)
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(
         -1, cells.shape[3], rows * patch, columns * patch
     )
