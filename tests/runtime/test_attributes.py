@@ -174,3 +174,11 @@ def test_a_single_thing_is_enough_to_fit() -> None:
     model = AttributeModel.fit([[scene(walker(100))]])
     assert np.isfinite(model.evidence(scene(walker(100, 50.0))))
     assert model.evidence(scene(walker(100, 50.0))) > model.evidence(scene(walker(100)))
+
+
+def test_nothing_is_called_rarer_than_the_footage_supports(model: AttributeModel) -> None:
+    absurd = replace(walker(100, 1e6), area=1e9)
+    (rarity,) = model.rarities(scene(absurd))
+    assert rarity.speed == rarity.size == pytest.approx(np.log(1500))
+    few = replace(model, n_things=20)  # a handful says no more than 1 in 1000 either way
+    assert few.rarities(scene(absurd))[0].speed == pytest.approx(RARE)

@@ -29,7 +29,9 @@ def captioner() -> SceneCaptioner:
         thing = walker(rng.uniform(0, 346), speed, y=rng.uniform(140, 170))
         area = 400 * np.exp(0.2 * rng.standard_normal())
         scenes.append(Scene(360, 240, (replace(thing, area=float(area)),)))
-    return SceneCaptioner(AttributeModel.fit([scenes]))
+    model = AttributeModel.fit([scenes])
+    # As if many more had been seen: 800 things support no word for 1 in 22,000.
+    return SceneCaptioner(replace(model, n_things=1_000_000))
 
 
 def test_the_last_frame_of_the_clip_is_described(captioner: SceneCaptioner) -> None:
