@@ -266,7 +266,10 @@ def _exceeds(surprise: float, ratio: float, word: str) -> str:
         return f"{ratio:.1f} times {word} than 999 of 1000 things seen here"
     if ratio >= 1.0:
         return f"{word} than 999 of 1000 things seen here"
-    return f"{word} than {100 * (1 - np.exp(-surprise)):.0f} of 100 things seen here"
+    rare = math.exp(-surprise)
+    if rare < 0.01:
+        return f"{word} than {min(round(1000 * (1 - rare)), 999)} of 1000 things seen here"
+    return f"{word} than {round(100 * (1 - rare))} of 100 things seen here"
 
 
 def _one_in(surprise: float) -> str:

@@ -149,7 +149,8 @@ def _score_all(
                 raise VideoError(f"{video.path}: {run.rows.n_frames} frames are too few to score")
             result = run.finish(video.name, constants)
         scored.append(result)
-        warnings += [f"{video.name}: {text}" for text in (*source.warnings, *run.warnings)]
+        told = [text for text in (*source.warnings, *run.warnings) if text not in dataset.notes]
+        warnings += [f"{video.name}: {text}" for text in told]
         if video.masks is not None:
             found = peak_box_hits(result.box, video.masks)
             hits = found if hits is None else hits + found
