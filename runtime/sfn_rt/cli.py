@@ -78,7 +78,9 @@ TermsOption = Annotated[
     str | None,
     typer.Option(help="Terms of the score: visual,semantic,attribute; default all there are."),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace results that are there.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Write into a folder that holds other files.")
+]
 
 
 def print_version(asked: bool) -> None:

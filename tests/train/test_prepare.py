@@ -192,3 +192,23 @@ def test_an_encoder_of_another_width_is_refused(
     wide = parse_config(tiny_yaml, "tiny", ["model.text_dim=768"])
     with pytest.raises(DataError, match=r"embeds to 384 numbers, the model expects 768; set model"):
         run(footage, wide, tmp_path)
+
+
+def test_videos_of_one_scene_share_a_background(
+    footage: Path, without_text: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = np.full((2, 16, 24), (16 * 24) ** -0.5, np.float32)
+    monkeypatch.setattr("sfn_train.data.prepare._thumbnails", lambda *_: alike)
+    prepared, _ = run(footage, without_text, tmp_path / "cache")
+    assert prepared.background is not None
+
+
+def test_videos_of_different_scenes_share_none_in_training_or_on_the_device(
+    footage: Path, without_text: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    different = np.zeros((2, 16, 24), np.float32)
+    different[0, 3, 4] = different[1, 9, 9] = 1.0
+    monkeypatch.setattr("sfn_train.data.prepare._thumbnails", lambda *_: different)
+    prepared, said = run(footage, without_text, tmp_path / "cache")
+    assert prepared.background is None
+    assert any("different scenes" in text for text in said)

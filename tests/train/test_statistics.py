@@ -14,7 +14,7 @@ from sfn_rt.scores import EMA_ALPHA, TERMS, causal_scores
 from sfn_rt.semantics.scene import Scene, Thing
 from sfn_train.config import Config, parse_config
 from sfn_train.data.prepare import Prepared, prepare
-from sfn_train.statistics import fit_normal, scene_model, visual_config
+from sfn_train.statistics import fit_normal, visual_config
 
 
 @pytest.fixture(scope="module")
@@ -88,28 +88,6 @@ def test_what_is_fitted_can_be_stored() -> None:
     again = NormalFootage.from_arrays(normal.to_arrays())
     assert again.thresholds == normal.thresholds
     assert again.heat_scale == normal.heat_scale
-
-
-def test_the_scene_has_a_thumbnail_a_video_and_one_background(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert scene_model(prepared).thumbnails.any(axis=(1, 2)).all()
-    alike = np.full((16, 24), (16 * 24) ** -0.5, np.float32)
-    monkeypatch.setattr("sfn_train.statistics.thumbnail", lambda image: alike)
-    scene = scene_model(prepared)
-    assert scene.thumbnails.shape == (2, 16, 24)
-    assert scene.background is prepared.background
-    assert scene.attributes is prepared.attributes
-
-
-def test_videos_of_different_scenes_share_no_background(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    different = np.zeros((2, 16, 24), np.float32)
-    different[0, 3, 4] = different[1, 9, 9] = 1.0
-    thumbnails = iter(different)
-    monkeypatch.setattr("sfn_train.statistics.thumbnail", lambda image: next(thumbnails))
-    assert scene_model(prepared).background is None
 
 
 def with_things(prepared: Prepared, *things: Thing) -> Prepared:

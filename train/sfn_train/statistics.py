@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 
 from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Perception
 from sfn_rt.frames import Frame, open_source
-from sfn_rt.normal import (
-    MOST_THUMBNAILS,
-    NormalFootage,
-    SceneModel,
-    same_scene,
-    term_subsets,
-    thumbnail,
-)
+from sfn_rt.normal import NormalFootage, SceneModel, term_subsets
 from sfn_rt.pipeline import grouped
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.progress import Progress
@@ -47,7 +40,7 @@ ERROR_STEP, ERROR_BINS = 0.002, 4096  # of the histogram of absolute errors
 def fit_statistics(run: Run, prepared: Prepared, *, progress: bool = True) -> Run:
     """The run with `normal` filled in, and with the visual settings that follow from the scene."""
     config = run.config
-    scene = scene_model(prepared)
+    scene = SceneModel(prepared.attributes, prepared.background, prepared.thumbnails)
     visual = visual_config(config, prepared)
     text = None
     if config.model.use_text:
@@ -78,17 +71,6 @@ def fit_statistics(run: Run, prepared: Prepared, *, progress: bool = True) -> Ru
     normal = fit_normal(scene, perception.terms, footage, fps)
     info = {**run.info, "visual": asdict(visual)}
     return replace(run, normal=normal.to_arrays(), info=info)
-
-
-def scene_model(prepared: Prepared) -> SceneModel:
-    """Background, attributes and thumbnails; no background where the videos differ in scene."""
-    step = max(1, len(prepared.videos) // MOST_THUMBNAILS)
-    thumbnails = []
-    for video in prepared.videos[::step]:
-        with open_source(video.path, fps=video.fps) as source:
-            thumbnails.append(thumbnail(next(iter(source)).image))
-    background = prepared.background if same_scene(thumbnails) else None
-    return SceneModel(prepared.attributes, background, np.stack(thumbnails))
 
 
 def visual_config(config: Config, prepared: Prepared) -> VisualConfig:

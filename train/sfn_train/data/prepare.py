@@ -31,6 +31,7 @@ from sfn_rt.attributes import AttributeModel
 from sfn_rt.datasets import Dataset, Video
 from sfn_rt.exceptions import DataError, InputError, OutputError
 from sfn_rt.frames import FPS_ASSUMED, count_frames, frame_files, open_source
+from sfn_rt.normal import MOST_THUMBNAILS, same_scene, thumbnail
 from sfn_rt.preprocess import preprocess
 from sfn_rt.progress import Progress
 from sfn_rt.semantics.cached import CachedCaptioner
@@ -98,7 +99,8 @@ class Prepared:
     dataset: Dataset
     videos: tuple[Footage, ...]
     split: Split
-    background: UInt8  # (h, w) grey, at analysis size
+    thumbnails: NDArray[np.float32]  # (n, 16, 24) of the scene, from videos spread over all
+    background: UInt8 | None  # (h, w) grey, at analysis size; None: the videos differ in scene
     attributes: AttributeModel | None  # of the training part; None where nothing moves
     sentences: tuple[str, ...]
     embeddings: NDArray[np.float32]  # (sentences, S)
@@ -122,7 +124,10 @@ def prepare(
         cache.mkdir(parents=True, exist_ok=True)
     store = _Store(cache)
     plan = _Plan.make(dataset, config, store)
-    background = _background(dataset, plan, config, store, progress)
+    thumbnails = _thumbnails(dataset, plan, store)
+    background = None
+    if same_scene(thumbnails):
+        background = _background(dataset, plan, config, store, progress)
     passed: list[Passed] = []
     warnings: dict[str, list[str]] = {}  # text -> videos it is about
     for video in dataset.train:
@@ -131,6 +136,11 @@ def prepare(
         for warning in found:
             warnings.setdefault(warning, []).append(video.name)
     notes = [*dataset.notes, *plan.notes]
+    if background is None:
+        notes.append(
+            "the videos show different scenes: each starts its own background, and things are "
+            "compared across scenes; a model a camera tells more"
+        )
     notes += [f"{text} ({_few(names)})" for text, names in warnings.items() if text != FPS_ASSUMED]
     split = split_footage(
         [len(scenes) for _, scenes, _ in passed], config.data.held_out, config.data.run_length
@@ -170,8 +180,27 @@ def prepare(
     for note in dict.fromkeys(notes):
         say(f"note: {note}")
     return Prepared(
-        dataset, videos, split, background, attributes, sentences, embeddings, tuple(notes)
-    )
+        dataset, videos, split, thumbnails, background, attributes, sentences, embeddings,
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _thumbnails(dataset: Dataset, plan: "_Plan", store: "_Store") -> NDArray[np.float32]:
+    """(n, 16, 24) from the first frames of at most MOST_THUMBNAILS videos, spread evenly."""
+    chosen = dataset.train[:: max(1, -(-len(dataset.train) // MOST_THUMBNAILS))]
+    code = _code("sfn_rt.frames", "sfn_rt.normal")
+    key = [[plan.identities[video.name] for video in chosen], code]
+    file = store.path("thumbnails", key, ".npz")
+    if not file.exists():
+        found = []
+        for video in chosen:
+            with open_source(video.path, fps=dataset.fps) as source:
+                found.append(thumbnail(next(iter(source)).image))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, thumbnails=np.stack(found))
+        write_atomic(file, buffer.getvalue())
+    with np.load(file, allow_pickle=False) as arrays:
+        return np.asarray(arrays["thumbnails"], dtype=np.float32)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -308,7 +337,7 @@ def _stream(
     dataset: Dataset,
     plan: _Plan,
     config: Config,
-    background: UInt8,
+    background: UInt8 | None,
     store: _Store,
     progress: bool,
 ) -> tuple[Passed, list[str]]:
@@ -318,7 +347,7 @@ def _stream(
         plan.identities[video.name],
         asdict(config.semantics.scene),
         dataset.fps,
-        hashlib.sha256(background.tobytes()).hexdigest(),
+        None if background is None else hashlib.sha256(background.tobytes()).hexdigest(),
         _code("sfn_rt.frames", "sfn_rt.semantics.scene"),
     ]
     scenes_file = store.path("scenes", scenes_key, ".npz")
@@ -341,7 +370,7 @@ def _pass(
     dataset: Dataset,
     plan: _Plan,
     config: Config,
-    background: UInt8,
+    background: UInt8 | None,
     frames_file: Path,
     scenes_file: Path,
     progress: bool,
