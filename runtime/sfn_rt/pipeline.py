@@ -184,7 +184,10 @@ class VideoRun:
         reasons = []
         attributes = self.model.perception.scene.attributes
         if "attribute" in surprise and attributes is not None:
-            reasons.append((surprise["attribute"], attributes.explain(row.scene)[0]))
+            words, place = attributes.explain(row.scene)
+            if box is not None and place is not None and not _holds(place, box):
+                words = f"elsewhere: {words}"
+            reasons.append((surprise["attribute"], words))
         if "visual" in surprise:
             usual = self.model.tails["visual"].quantile(0.999)
             ratio = row.terms["visual"] / usual if usual > 0 else 1.0
@@ -195,6 +198,16 @@ class VideoRun:
         reasons.sort(key=lambda reason: -reason[0])
         said = [text for value, text in reasons if value >= 3.0] or [reasons[0][1]]
         return row.caption or "", "; ".join(said), box
+
+
+def _holds(box: Box, other: Box) -> bool:
+    """Whether the centre of `other` lies in `box`, or the other way round."""
+
+    def inside(a: Box, b: Box) -> bool:
+        x, y = b[0] + b[2] / 2, b[1] + b[3] / 2
+        return a[0] <= x <= a[0] + a[2] and a[1] <= y <= a[1] + a[3]
+
+    return inside(box, other) or inside(other, box)
 
 
 def write_results(
