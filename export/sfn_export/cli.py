@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sfn_train.cli import Commands
+from sfn_rt.cli import Commands
 
 app = typer.Typer(
     cls=Commands,

@@ -1,30 +1,11 @@
 """The workshop's first half on the command line: `python -m sfn_train`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from sfn_rt.exceptions import SfnError
-
-EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 130
-
-
-class Commands(TyperGroup):
-    """The one place where what was raised becomes a line on stderr and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SfnError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(EXIT_MISTAKE) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-
+from sfn_rt.cli import EXIT_INTERRUPTED, Commands
 
 app = typer.Typer(
     cls=Commands,
