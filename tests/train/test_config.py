@@ -48,6 +48,19 @@ def test_preprocessing_has_the_models_frame_size() -> None:
     assert spec.resize == "bicubic"
 
 
+def test_a_list_of_any_length_is_read_and_saved() -> None:
+    for text, expected in (("[4, 8, 16]", (4, 8, 16)), ("[]", ())):
+        config = read_config("edge", [f"model.windows={text}"])
+        assert config.sfn.windows == expected
+        assert parse_config(config.to_yaml(), "saved") == config
+
+
+def test_the_batch_of_a_step_is_told_in_clips() -> None:
+    config = parse_config("train: {steps: 1, batch: 3, accumulate: 5, devices: 2}", "x")
+    assert config.clips_per_run == 4  # 8 frames, of which 4 have 4 before them
+    assert config.clips_per_step == 3 * 5 * 2 * 4
+
+
 def test_fingerprint_changes_with_any_setting() -> None:
     assert read_config("edge").fingerprint() == read_config("edge").fingerprint()
     changed = read_config("edge", ["semantics.scene.min_area=61"])
@@ -68,6 +81,11 @@ def test_fingerprint_changes_with_any_setting() -> None:
         ("model: {use_text: 1}", r"model\.use_text must be true or false, got 1"),
         ("train: {learning_rate: fast}", r"train\.learning_rate must be a number, got 'fast'"),
         ("train: {betas: [0.9]}", r"train\.betas must be 2 values"),
+        ("model: {windows: 4}", r"model\.windows must be a list, as in \[4, 8\], got 4"),
+        ("model: {windows: [4, a]}", r"model\.windows must be a whole number, got 'a'"),
+        ("system: dual", r"system must be one of sfn-vad, dual-memory, got 'dual'"),
+        ("train: {steps: 1, accumulate: 0}", r"train: accumulate must be at least 1, got 0"),
+        ("train: {precision: fp8}", r"train\.precision must be one of auto, 32-true, bf16-mixed"),
         ("train: {schedule: linear}", r"train\.schedule must be one of constant, cosine"),
         ("train: {steps: 0}", r"train: steps must be at least 1, got 0"),
         ("train: {batch: 2}", r"training has no end: set steps, epochs or minutes"),

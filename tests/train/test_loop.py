@@ -188,7 +188,7 @@ def test_a_finished_run_can_be_trained_further(
         "model.use_text=false",
         "model.use_motion=false",
         "model.use_appearance=false",
-        "model.filter=identity",
+        "model.filter=none",
         "train.precision=bf16-mixed",
     ],
 )

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from sfn_rt.sinks.files import output_errors, write_atomic
 from sfn_train.config import Config, parse_config
 from sfn_train.exceptions import RunError
-from sfn_train.model import SFN
+from sfn_train.systems import build_network
 
 CONFIG, WEIGHTS, NORMAL, INFO = "config.yaml", "model.safetensors", "normal.npz", "run.json"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # Lightning's own, for --resume only
@@ -37,7 +38,7 @@ class Run:
 
     path: Path
     config: Config
-    model: SFN
+    model: nn.Module
     normal: Mapping[str, NDArray[Any]]
     info: Mapping[str, Any]  # JSON
 
@@ -69,7 +70,7 @@ def load_run(path: Path) -> Run:
                 f"`python -m sfn_train train DATA --out {path} --resume`"
             )
         raise RunError(f"{path / WEIGHTS} does not exist; train again into this folder")
-    model = SFN(config.model)
+    model = build_network(config)
     try:
         weights = load_file(path / WEIGHTS)
     except SafetensorError as error:

@@ -1,7 +1,8 @@
 """All settings of a training run: read from YAML, checked on construction, saved into the run.
 
 YAML holds values only. Every key must exist and have the type its dataclass states, so a typing
-mistake never trains a default in silence.
+mistake never trains a default in silence. `system` names what is trained, and decides which
+settings the section `model` has.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -20,6 +21,16 @@ from sfn_rt.preprocess import Preprocessing
 from sfn_rt.semantics.scene import SceneConfig
 from sfn_train.exceptions import ConfigError
 from sfn_train.model import ModelConfig
+
+if TYPE_CHECKING:
+    from sfn_train.dual_memory import DualMemoryConfig
+
+    AnyModelConfig = ModelConfig | DualMemoryConfig
+else:
+    AnyModelConfig = object  # `model_class` decides; a system's code loads where it is used
+
+System = Literal["sfn-vad", "dual-memory"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,7 @@ class DataConfig:
     run_length: int = 8  # consecutive frames trained on together: run_length - observed clips
     held_out: float = 0.2  # share of the normal footage kept for validation and statistics
     cache_gb: float = 20.0  # most that prepared frames may take on disk
+    features: str | None = None  # folder of cached features of the frozen tower
 
     def __post_init__(self) -> None:
         if self.run_length < 2:
@@ -82,7 +94,8 @@ class TrainConfig:
     steps: int | None = None
     epochs: int | None = None
     minutes: float | None = None  # of training, interruptions not counted
-    batch: int = 4  # runs a step and device
+    batch: int = 4  # runs a device computes at once; memory goes with it
+    accumulate: int = 1  # batches an optimiser step, on each device
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-5
@@ -90,7 +103,7 @@ class TrainConfig:
     warmup_steps: int = 0
     gradient_clip: float | None = None  # norm
     loss: LossConfig = field(default_factory=LossConfig)
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where it is native
+    precision: Precision = "auto"  # auto: bf16 where it is native
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     strategy: str = "auto"  # Lightning's name for how several devices share the work
@@ -103,8 +116,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None and self.minutes is None:
             raise ValueError("training has no end: set steps, epochs or minutes")
-        counts = ("batch", "devices", "log_every", "validate_every", "validation_batches")
-        for name in (*counts, "checkpoint_every", "steps", "epochs"):
+        counts = ("batch", "accumulate", "devices", "log_every", "validate_every")
+        for name in (*counts, "validation_batches", "checkpoint_every", "steps", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -123,30 +136,52 @@ class TrainConfig:
 class Config:
     """Everything that makes a run what it is."""
 
-    model: ModelConfig
+    system: System = "sfn-vad"
+    model: AnyModelConfig
     data: DataConfig
     semantics: SemanticsConfig
     train: TrainConfig
 
     def __post_init__(self) -> None:
-        if self.data.run_length <= self.model.observed:
+        if self.clips_per_run < 1:
             raise ValueError(
-                f"data.run_length {self.data.run_length} holds no clip: it must be above "
+                f"data.run_length {self.data.run_length} holds no clip: it must be "
+                f"{'above' if self.system == 'sfn-vad' else 'at least'} "
                 f"model.observed {self.model.observed}"
             )
 
     @property
+    def sfn(self) -> ModelConfig:
+        """The architecture, for code that only SFN-VAD has a use for."""
+        if not isinstance(self.model, ModelConfig):
+            raise ConfigError(f"this needs a model of the system sfn-vad, got one of {self.system}")
+        return self.model
+
+    @property
+    def clips_per_run(self) -> int:
+        """Clips in a run of consecutive frames; a clip of SFN-VAD has its target after it."""
+        target = 1 if self.system == "sfn-vad" else 0
+        return self.data.run_length - self.model.observed - target + 1
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips that one step of the optimiser learns from, all devices together."""
+        c = self.train
+        return c.batch * c.accumulate * c.devices * self.clips_per_run
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """What every frame passes, in training and on the device."""
-        return Preprocessing(
+        spec = Preprocessing(
             height=self.model.frame_height, width=self.model.frame_width, resize=self.data.resize
         )
+        if self.system == "dual-memory":  # standardises each frame by itself, inside the network
+            spec = dataclasses.replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        return spec
 
     def to_yaml(self) -> str:
         """All settings, defaults included; `read_config` gives an equal Config back."""
-        plain = dataclasses.asdict(self)
-        plain["train"]["betas"] = list(self.train.betas)
-        return str(yaml.safe_dump(plain, sort_keys=False))
+        return str(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
 
     def fingerprint(self) -> str:
         """sha256 of the settings."""
@@ -171,9 +206,19 @@ def parse_config(text: str, source: str, changes: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{source} must hold the sections {sorted(_known(Config))}")
     for change in changes:
         _apply(raw, change)
-    config = _build(Config, raw, source, "")
+    system: System = _convert(System, raw.get("system", "sfn-vad"), source, "system")
+    config = _build(Config, raw, source, "", {"model": model_class(system)})
     assert isinstance(config, Config)
     return config
+
+
+def model_class(system: System) -> type:
+    """The dataclass of a system's section `model`."""
+    if system == "sfn-vad":
+        return ModelConfig
+    from sfn_train.dual_memory import DualMemoryConfig
+
+    return DualMemoryConfig
 
 
 def known_names() -> list[str]:
@@ -222,9 +267,14 @@ def _known(cls: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def _build(cls: type, raw: Any, source: str, where: str) -> object:
-    """An instance of the dataclass `cls`; `where` is the section's dotted name."""
-    known = _known(cls)
+def _build(
+    cls: type, raw: Any, source: str, where: str, chosen: Mapping[str, type] | None = None
+) -> object:
+    """An instance of the dataclass `cls`; `where` is the section's dotted name.
+
+    `chosen` has the types of settings that another setting decides.
+    """
+    known = _known(cls) | dict(chosen or {})
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{source}: {where or 'the file'} must hold settings, got {raw!r}")
     if unknown := [key for key in raw if key not in known]:
@@ -264,6 +314,10 @@ def _convert(kind: Any, value: Any, source: str, where: str) -> Any:
             )
         return value
     if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            if not isinstance(value, list):
+                raise ConfigError(f"{source}: {where} must be a list, as in [4, 8], got {value!r}")
+            return tuple(_convert(arguments[0], item, source, where) for item in value)
         if not isinstance(value, list) or len(value) != len(arguments):
             raise ConfigError(f"{source}: {where} must be {len(arguments)} values, got {value!r}")
         pairs = zip(arguments, value, strict=True)

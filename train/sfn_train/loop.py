@@ -42,13 +42,12 @@ from sfn_train.checkpoint import (
     save_run,
 )
 from sfn_train.config import Config, TrainConfig, parse_config
-from sfn_train.data.clips import Runs, StepSampler, spread_runs, usable_spans
+from sfn_train.data.clips import StepSampler, spread_runs, usable_spans
 from sfn_train.data.prepare import Prepared
 from sfn_train.exceptions import RunError
 from sfn_train.logs import MetricsCsv, StepBar
-from sfn_train.losses import compute_losses
-from sfn_train.model import SFN
 from sfn_train.statistics import fit_statistics
+from sfn_train.systems import build_network, clip_dataset, training_losses
 
 METRICS, TENSORBOARD = "metrics.csv", "tensorboard"
 WRITTEN = (WEIGHTS, NORMAL, INFO, CONFIG, METRICS, TENSORBOARD, CHECKPOINT.parts[0])
@@ -67,13 +66,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Training(lightning.LightningModule):
-    """One optimisation of an SFN on normal clips."""
+    """One optimisation of a network on normal clips."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.total_steps: int | None = None  # None: only time limits the run
-        self.model = SFN(config.model)
+        self.model = build_network(config)
         # 5 % of a step on a CPU: the frame head's convolutions.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained_s = 0.0  # by earlier processes
@@ -82,7 +81,7 @@ class Training(lightning.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
         """Losses of one batch of runs."""
-        losses = self._losses(batch)
+        losses = training_losses(self.model, batch, self.config)
         if (self.global_step + 1) % self.config.train.log_every == 0:  # reading a loss waits for it
             values: dict[str, Any] = {f"train/{k}": loss.detach() for k, loss in losses.items()}
             values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -93,19 +92,11 @@ class Training(lightning.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], index: int) -> None:
         """The same losses on held-out normal clips."""
-        losses = {f"validation/{name}": loss for name, loss in self._losses(batch).items()}
+        found = training_losses(self.model, batch, self.config)
+        losses = {f"validation/{name}": loss for name, loss in found.items()}
         size = len(batch["frames"])
         self.log_dict(losses, batch_size=size, sync_dist=True)
         self.log("step", float(self.global_step), batch_size=size, sync_dist=True)
-
-    def _losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        frames, text = batch["frames"], batch.get("text")
-        prediction = self.model(frames, text)
-        # The losses are differences of near-equal numbers: never in bf16.
-        with torch.autocast(frames.device.type, enabled=False):
-            return compute_losses(
-                prediction, frames, text, self.config.model, self.config.train.loss
-            )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam as in the paper; fused, one pass over all weights."""
@@ -357,7 +348,7 @@ def make_sampler(prepared: Prepared, config: Config, module: Training) -> StepSa
     return StepSampler(
         usable_spans(prepared, prepared.split.train, length),
         run_length=length,
-        clips=length - config.model.observed,
+        clips=config.clips_per_run,
         batch=config.train.batch,
         seed=config.train.seed,
         begin=lambda: (module.global_step, module.global_rank),
@@ -371,19 +362,19 @@ def make_loaders(prepared: Prepared, config: Config, sampler: StepSampler) -> tu
     held_out = spread_runs(
         usable_spans(prepared, prepared.split.held_out, length),
         run_length=length,
-        clips=length - config.model.observed,
+        clips=config.clips_per_run,
         most=c.validation_batches * c.batch,
     )
     batches = [held_out[i : i + c.batch] for i in range(0, len(held_out), c.batch)]
     workers, keep = c.workers, c.workers > 0
     return (
         DataLoader(
-            Runs(prepared, config, vary=True),
+            clip_dataset(prepared, config, vary=True),
             batch_sampler=sampler,
             num_workers=workers,
             persistent_workers=keep,
         ),
-        DataLoader(Runs(prepared, config), batch_sampler=batches),
+        DataLoader(clip_dataset(prepared, config, vary=False), batch_sampler=batches),
     )
 
 
