@@ -1,20 +1,27 @@
 """What normal footage looks like to a trained model: fitted from held-out evidence alone."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from sfn_rt.datasets import open_dataset
-from sfn_rt.evidence import FrameEvidence
+from sfn_rt.evidence import FrameEvidence, Looked
+from sfn_rt.frames import open_source
 from sfn_rt.normal import NormalFootage, SceneModel
+from sfn_rt.preprocess import preprocess
 from sfn_rt.scores import EMA_ALPHA, TERMS, causal_scores
 from sfn_rt.semantics.scene import Scene, Thing
+from sfn_train.checkpoint import Run
 from sfn_train.config import Config, parse_config
-from sfn_train.data.prepare import Prepared, prepare
-from sfn_train.statistics import fit_normal, visual_config
+from sfn_train.data.prepare import Footage, Prepared, prepare
+from sfn_train.data.split import Span
+from sfn_train.model import SFN
+from sfn_train.statistics import fit_normal, fit_statistics, visual_config
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +134,30 @@ def test_the_box_follows_the_frame_size(prepared: Prepared, settings: Config) ->
     assert visual_config(config, with_things(prepared, thing(1, 1))).box_height == large.patch
     assert visual_config(config, with_things(prepared, thing(96, 64))).box_height == 32
     assert visual_config(config, with_things(prepared)).box_height == 8
+
+
+def test_footage_that_was_looked_at_before_need_not_be_read_again(
+    prepared: Prepared, settings: Config
+) -> None:
+    torch.manual_seed(0)
+    run = Run(Path("unused"), settings, SFN(settings.model), {}, {"seed": 0})
+    asked = []
+
+    def blocks(video: Footage, span: Span) -> Iterator[Looked]:
+        asked.append((video.name, span))
+        with open_source(video.path) as source:
+            frames = [frame for frame in source if span.start <= frame.index < span.stop]
+        for start in range(0, len(frames), 3):
+            some = frames[start : start + 3]
+            pictures = np.stack([preprocess(frame.image, settings.preprocessing) for frame in some])
+            scenes = [video.scenes[frame.index] for frame in some]
+            yield Looked(some, pictures, scenes, {})
+
+    read = fit_statistics(run, prepared, progress=False)
+    given = fit_statistics(run, prepared, blocks=blocks, progress=False)
+    assert set(asked) == {(v.name, span) for v, span in prepared.held_out()}
+    assert given.info == read.info
+    for name, array in read.normal.items():
+        if name.startswith("tails/visual"):
+            np.testing.assert_allclose(given.normal[name], array, atol=1e-5)
+    assert given.normal.keys() == read.normal.keys()

@@ -4,7 +4,7 @@ The runtime's own evidence stream runs over the held-out normal footage, with th
 behind its backend protocol. Nothing here sees a test video.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Perception
+from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Looked, Perception
 from sfn_rt.frames import Frame, open_source
 from sfn_rt.normal import NormalFootage, SceneModel, term_subsets
 from sfn_rt.pipeline import grouped
@@ -36,9 +36,16 @@ PIXEL_QUANTILE = 0.99
 ERROR_FRAMES = 2000  # enough for a quantile of their pixels
 ERROR_STEP, ERROR_BINS = 0.002, 4096  # of the histogram of absolute errors
 
+Blocks = Callable[[Footage, Span], Iterator[Looked]]  # the frames of a span, looked at, in order
 
-def fit_statistics(run: Run, prepared: Prepared, *, progress: bool = True) -> Run:
-    """The run with `normal` filled in, and with the visual settings that follow from the scene."""
+
+def fit_statistics(
+    run: Run, prepared: Prepared, *, blocks: Blocks | None = None, progress: bool = True
+) -> Run:
+    """The run with `normal` filled in, and with the visual settings that follow from the scene.
+
+    `blocks` gives footage that has been decoded and looked at before; None reads the videos.
+    """
     config = run.config
     scene = SceneModel(prepared.attributes, prepared.background, prepared.thumbnails)
     visual = visual_config(config, prepared)
@@ -61,10 +68,12 @@ def fit_statistics(run: Run, prepared: Prepared, *, progress: bool = True) -> Ru
             terms=(),
         )
         perception = replace(perception, terms=perception.available_terms)
-        visual = replace(visual, pixel_error=_pixel_error(perception, config, prepared, progress))
+        visual = replace(
+            visual, pixel_error=_pixel_error(perception, config, prepared, blocks, progress)
+        )
         perception = replace(perception, visual=visual)
         footage = [
-            list(_evidence(perception, config, video, span, progress))
+            list(_evidence(perception, config, video, span, blocks, progress))
             for video, span in prepared.held_out()
         ]
     fps = float(np.median([video.fps for video in prepared.videos]))
@@ -116,14 +125,18 @@ def fit_normal(
 
 
 def _pixel_error(
-    perception: Perception, config: Config, prepared: Prepared, progress: bool
+    perception: Perception,
+    config: Config,
+    prepared: Prepared,
+    blocks: Blocks | None,
+    progress: bool,
 ) -> float:
     """The absolute error that 99 of 100 pixels of held-out normal footage stay below."""
     counts = np.zeros(ERROR_BINS, np.int64)
     perception = replace(perception, terms=("visual",), on_error=partial(_count_errors, counts))
     n_frames = 0
     for video, span in prepared.held_out():
-        for row in _evidence(perception, config, video, span, progress):
+        for row in _evidence(perception, config, video, span, blocks, progress):
             n_frames += bool(row.terms)
         if n_frames >= ERROR_FRAMES:
             break
@@ -138,18 +151,27 @@ def _count_errors(counts: NDArray[np.int64], error: NDArray[np.float32]) -> None
 
 
 def _evidence(
-    perception: Perception, config: Config, video: Footage, span: Span, progress: bool
+    perception: Perception,
+    config: Config,
+    video: Footage,
+    span: Span,
+    blocks: Blocks | None,
+    progress: bool,
 ) -> Iterator[FrameEvidence]:
     if config.semantics.captions is not None:
         path = Path(config.semantics.captions) / f"{video.name}.json"
         captioner: Captioner = CachedCaptioner(path)
         perception = replace(perception, captioner=captioner)
     stream = EvidenceStream(perception)
-    with (
-        open_source(video.path, fps=video.fps) as source,
-        Progress(f"statistics {video.name}", len(span), enabled=progress) as bar,
-    ):
+    looked = _look(stream, video, span) if blocks is None else blocks(video, span)
+    with Progress(f"statistics {video.name}", len(span), enabled=progress) as bar:
+        for block in looked:
+            yield from stream.predict(block)
+            bar.advance(len(block.frames))
+
+
+def _look(stream: EvidenceStream, video: Footage, span: Span) -> Iterator[Looked]:
+    with open_source(video.path, fps=video.fps) as source:
         frames: Iterator[Frame] = (f for f in source if span.start <= f.index < span.stop)
         for block in grouped(frames, BLOCK):
-            yield from stream.predict(stream.look(block))
-            bar.advance(len(block))
+            yield stream.look(block)
