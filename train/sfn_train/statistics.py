@@ -5,6 +5,7 @@ behind its backend protocol. Nothing here sees a test video.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -40,20 +41,51 @@ Blocks = Callable[[Footage, Span], Iterator[Looked]]  # the frames of a span, lo
 
 
 def fit_statistics(
-    run: Run, prepared: Prepared, *, blocks: Blocks | None = None, progress: bool = True
+    run: Run,
+    prepared: Prepared,
+    *,
+    blocks: Blocks | None = None,
+    text: TextModel | None = None,
+    terms: Sequence[str] | None = None,
+    progress: bool = True,
 ) -> Run:
     """The run with `normal` filled in, and with the visual settings that follow from the scene.
 
     `blocks` gives footage that has been decoded and looked at before; None reads the videos.
+    `text` is the sentence encoder where it is loaded already; `terms` are those to fit, None: all
+    that the model gives.
     """
     config = run.config
     scene = SceneModel(prepared.attributes, prepared.background, prepared.thumbnails)
     visual = visual_config(config, prepared)
-    text = None
-    if config.model.use_text:
+    run.model.eval()
+    with open_perception(run, scene, visual, text) as perception:
+        perception = replace(perception, terms=tuple(terms or perception.available_terms))
+        visual = replace(
+            visual, pixel_error=_pixel_error(perception, config, prepared, blocks, progress)
+        )
+        perception = replace(perception, visual=visual)
+        footage = [
+            list(evidence_of(perception, config, video, span, blocks, progress))
+            for video, span in prepared.held_out()
+        ]
+    fps = float(np.median([video.fps for video in prepared.videos]))
+    normal = fit_normal(scene, perception.terms, footage, fps)
+    info = {**run.info, "visual": asdict(visual)}
+    return replace(run, normal=normal.to_arrays(), info=info)
+
+
+@contextmanager
+def open_perception(
+    run: Run, scene: SceneModel, visual: VisualConfig, text: TextModel | None = None
+) -> Iterator[Perception]:
+    """What evidence is made with, the run's network in PyTorch; all its terms are on."""
+    config = run.config
+    if not config.model.use_text:
+        text = None
+    elif text is None:
         folder = config.semantics.text
         text = TextModel(None if folder is None else Path(folder))
-    run.model.eval()
     with TorchBackend(run.model, text) as backend:
         perception = Perception(
             backend=backend,
@@ -67,19 +99,7 @@ def fit_statistics(
             stride=config.semantics.stride,
             terms=(),
         )
-        perception = replace(perception, terms=perception.available_terms)
-        visual = replace(
-            visual, pixel_error=_pixel_error(perception, config, prepared, blocks, progress)
-        )
-        perception = replace(perception, visual=visual)
-        footage = [
-            list(_evidence(perception, config, video, span, blocks, progress))
-            for video, span in prepared.held_out()
-        ]
-    fps = float(np.median([video.fps for video in prepared.videos]))
-    normal = fit_normal(scene, perception.terms, footage, fps)
-    info = {**run.info, "visual": asdict(visual)}
-    return replace(run, normal=normal.to_arrays(), info=info)
+        yield replace(perception, terms=perception.available_terms)
 
 
 def visual_config(config: Config, prepared: Prepared) -> VisualConfig:
@@ -136,7 +156,7 @@ def _pixel_error(
     perception = replace(perception, terms=("visual",), on_error=partial(_count_errors, counts))
     n_frames = 0
     for video, span in prepared.held_out():
-        for row in _evidence(perception, config, video, span, blocks, progress):
+        for row in evidence_of(perception, config, video, span, blocks, progress):
             n_frames += bool(row.terms)
         if n_frames >= ERROR_FRAMES:
             break
@@ -150,7 +170,7 @@ def _count_errors(counts: NDArray[np.int64], error: NDArray[np.float32]) -> None
     counts += np.bincount(bins.ravel(), minlength=ERROR_BINS)
 
 
-def _evidence(
+def evidence_of(
     perception: Perception,
     config: Config,
     video: Footage,
@@ -158,6 +178,7 @@ def _evidence(
     blocks: Blocks | None,
     progress: bool,
 ) -> Iterator[FrameEvidence]:
+    """The evidence of each frame of a span, by the runtime's own stream."""
     if config.semantics.captions is not None:
         path = Path(config.semantics.captions) / f"{video.name}.json"
         captioner: Captioner = CachedCaptioner(path)
