@@ -32,7 +32,7 @@ from sfn_train.torch_backend import TorchBackend
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "edge": (),
-    "SFFM is the identity": ("model.filter=identity",),
+    "SFFM is the identity": ("model.filter=none",),
     "appearance off": ("model.use_appearance=false",),
     "motion off": ("model.use_motion=false",),
     "text off": ("model.use_text=false",),

@@ -13,7 +13,8 @@ results are gathered back and summed by gate: no scatter-add, so the sum has one
 
 `DenseSFFM` computes all filters as two wide products and zeroes what was not chosen.
 
-Axes: B clips, N tokens, M = B N, D width, R bottleneck, E routed filters, K active, Q blocks.
+Axes: B clips, N tokens, M = B N, D width, R bottleneck, E routed filters, G filters with the shared
+one (which some ablations lack), K active, Q blocks.
 """
 
 import copy
@@ -43,6 +44,7 @@ class ExportedSFFM(nn.Module):
         self.sffm = sffm
         self.dim, self.rank = sffm.dim, sffm.rank
         self.n_filters, self.n_active = sffm.n_filters, sffm.n_active
+        self.n_shared = sffm.n_shared
 
     def constant(self, name: str, value: Tensor) -> None:
         """Keep a tensor, folded in double precision, as the parameters' own dtype."""
@@ -62,12 +64,13 @@ class DispatchSFFM(ExportedSFFM):
         super().__init__(sffm)
         self.block = block
         filters = folded_exactly(sffm)
-        down = with_bias_row(filters.down, filters.down_bias)  # (E + 1, D + 1, R + 1)
-        up = torch.cat([filters.up, filters.up_bias.unsqueeze(1)], dim=1)  # (E + 1, R + 1, D)
-        self.constant("down", down[:-1])
-        self.constant("up", up[:-1])
-        self.constant("shared_down", down[-1])
-        self.constant("shared_up", up[-1])
+        down = with_bias_row(filters.down, filters.down_bias)  # (G, D + 1, R + 1)
+        up = torch.cat([filters.up, filters.up_bias.unsqueeze(1)], dim=1)  # (G, R + 1, D)
+        self.constant("down", down[: self.n_filters])
+        self.constant("up", up[: self.n_filters])
+        if self.n_shared:
+            self.constant("shared_down", down[-1])
+            self.constant("shared_up", up[-1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Return the filtered tokens (B, N, D) and the routing, as SFFM does."""
@@ -83,8 +86,9 @@ class DispatchSFFM(ExportedSFFM):
         chosen = filtered.index_select(0, slot).unflatten(0, (-1, self.n_active))  # (M, K, D)
         y = torch.matmul(routing.gate.to(x.dtype).unsqueeze(1), chosen).squeeze(1)  # (M, D)
 
-        shared = F.silu(with_one @ self.shared_down)  # (M, R + 1)
-        y = torch.addmm(y, shared, self.shared_up)
+        if self.n_shared:
+            shared = F.silu(with_one @ self.shared_down)  # (M, R + 1)
+            y = torch.addmm(y, shared, self.shared_up)
         shape = x.shape[:2]
         return y.unflatten(0, shape), Routing(*(t.unflatten(0, shape) for t in routing))
 
@@ -115,8 +119,8 @@ class DispatchSFFM(ExportedSFFM):
 class DenseSFFM(ExportedSFFM):
     """Every filter on every token; the gates zero the rest.
 
-    The codes are laid out bottleneck by bottleneck, R x (E + 1), so that the gates multiply them
-    in rows of E + 1 and not of R: three times faster in ONNX Runtime.
+    The codes are laid out bottleneck by bottleneck, R x G, so that the gates multiply them in rows
+    of G and not of R: three times faster in ONNX Runtime.
     """
 
     down: Tensor
@@ -128,11 +132,12 @@ class DenseSFFM(ExportedSFFM):
     def __init__(self, sffm: SFFM) -> None:
         super().__init__(sffm)
         filters = folded_exactly(sffm)
-        self.constant("down", filters.down.permute(1, 2, 0).flatten(1))  # (D, R (E + 1))
-        self.constant("down_bias", filters.down_bias.t().flatten())  # (R (E + 1),)
-        self.constant("up", filters.up.transpose(0, 1).flatten(0, 1))  # (R (E + 1), D)
-        self.constant("up_bias", filters.up_bias[:-1])  # (E, D)
-        self.constant("shared_up_bias", filters.up_bias[-1])  # (D,)
+        self.constant("down", filters.down.permute(1, 2, 0).flatten(1))  # (D, R G)
+        self.constant("down_bias", filters.down_bias.t().flatten())  # (R G,)
+        self.constant("up", filters.up.transpose(0, 1).flatten(0, 1))  # (R G, D)
+        routed, shared = filters.up_bias.split([self.n_filters, self.n_shared])
+        self.constant("up_bias", routed)  # (E, D)
+        self.constant("shared_up_bias", shared.sum(dim=0))  # (D,)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Return the filtered tokens (B, N, D) and the routing, as SFFM does."""
@@ -141,9 +146,9 @@ class DenseSFFM(ExportedSFFM):
         gates = torch.zeros_like(routing.probability).scatter(-1, routing.chosen, routing.gate)
         gates = gates.to(x.dtype)  # (M, E)
         x_hat = F.layer_norm(tokens, (self.dim,))
-        code = F.silu(torch.addmm(self.down_bias, x_hat, self.down))  # (M, R (E + 1))
-        all_gates = F.pad(gates, (0, 1), value=1.0).unsqueeze(1)  # (M, 1, E + 1)
-        kept = (code.unflatten(-1, (self.rank, -1)) * all_gates).flatten(1)  # (M, R (E + 1))
+        code = F.silu(torch.addmm(self.down_bias, x_hat, self.down))  # (M, R G)
+        all_gates = F.pad(gates, (0, self.n_shared), value=1.0).unsqueeze(1)  # (M, 1, G)
+        kept = (code.unflatten(-1, (self.rank, -1)) * all_gates).flatten(1)  # (M, R G)
         bias = torch.addmm(self.shared_up_bias, gates, self.up_bias)  # (M, D)
         y = torch.addmm(bias, kept, self.up)  # (M, D)
         shape = x.shape[:2]

@@ -21,7 +21,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "without motion, text and filters": {
         "use_motion": False,
         "use_text": False,
-        "filter": "identity",
+        "filter": "none",
     },
 }
 

@@ -85,3 +85,25 @@ def test_losses_are_fp32_whatever_the_model_computes_in(tiny: ModelConfig) -> No
     half = prediction._replace(next_frame=prediction.next_frame.bfloat16())
     losses = compute_losses(half, frames, text, tiny, WEIGHTS)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+def test_a_text_loss_of_weight_0_is_left_out(tiny: ModelConfig) -> None:
+    prediction, frames, text = make_prediction()
+    assert "text" not in compute_losses(prediction, frames, text, tiny, LossConfig(text=0))
+
+
+def test_without_a_picture_only_the_sentence_costs(tiny: ModelConfig) -> None:
+    prediction, frames, text = make_prediction()
+    alone = replace(tiny, use_appearance=False, use_motion=False)
+    losses = compute_losses(prediction._replace(next_frame=None), frames, text, alone, WEIGHTS)
+    assert set(losses) == {"text", "balance", "total"}
+
+
+def test_several_captions_cost_the_mean_of_each(tiny: ModelConfig) -> None:
+    prediction, frames, text = make_prediction()
+    windows = replace(tiny, windows=(4, 8))
+    assert prediction.semantic is not None
+    both = prediction._replace(semantic=torch.cat([prediction.semantic, text.flatten(0, 1)], -1))
+    one = compute_losses(prediction, frames, text, tiny, WEIGHTS)["text"]
+    two = compute_losses(both, frames, torch.cat([text, text], -1), windows, WEIGHTS)["text"]
+    assert two.item() == pytest.approx(one.item() / 2, rel=1e-5)  # the second is perfect

@@ -42,7 +42,7 @@ VARIANTS = {
     "appearance off": {"use_appearance": False},
     "motion off": {"use_motion": False},
     "text off": {"use_text": False},
-    "filter off": {"filter": "identity"},
+    "filter off": {"filter": "none"},
     "whole frame": {"predict": "frame"},
 }
 

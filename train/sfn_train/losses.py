@@ -8,7 +8,8 @@
 L_motion punishes predictions that are nearer to the last frame seen than to the one that came:
 repeating the last frame is not enough.
 
-Axes: B runs, L frames of a run, P = L - T clips of a run, T observed frames, S text width.
+Axes: B runs, L frames of a run, P = L - T clips of a run, T observed frames, K captions of a clip,
+S width of an embedding.
 """
 
 import torch
@@ -29,18 +30,23 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """Each loss that applies, unweighted, and their weighted `total`.
 
-    `frames` is (B, L, 3, H, W), `text` (B, P, S); the prediction holds B * P clips, run by run.
+    `frames` is (B, L, 3, H, W), `text` (B, P, K S); the prediction holds B * P clips, run by run.
+    With K captions a clip, L_text is the mean over them.
     """
-    predicted = prediction.next_frame.float()  # (B P, 3, H, W)
-    target = frames[:, model.observed :].flatten(0, 1)  # I_5 of each clip
-    error = (predicted - target).square()
-    losses = {"frame": error.mean()}
-    if model.use_motion and weights.motion:
-        last = frames[:, model.observed - 1 : -1].flatten(0, 1)  # I_4 of each clip
-        losses["motion"] = F.relu(error - (predicted - last).square()).mean()
-    if prediction.semantic is not None and text is not None:
-        cosine = F.cosine_similarity(prediction.semantic.float(), text.flatten(0, 1), dim=-1)
-        losses["text"] = 1 - cosine.mean()
+    losses = {}
+    if prediction.next_frame is not None:
+        predicted = prediction.next_frame.float()  # (B P, 3, H, W)
+        target = frames[:, model.observed :].flatten(0, 1)  # I_5 of each clip
+        error = (predicted - target).square()
+        losses["frame"] = error.mean()
+        if model.use_motion and weights.motion:
+            last = frames[:, model.observed - 1 : -1].flatten(0, 1)  # I_4 of each clip
+            losses["motion"] = F.relu(error - (predicted - last).square()).mean()
+    if prediction.semantic is not None and text is not None and weights.text:
+        captions = (model.n_windows, -1)
+        said = prediction.semantic.float().unflatten(-1, captions)  # (B P, K, S)
+        meant = text.flatten(0, 1).unflatten(-1, captions)  # (B P, K, S)
+        losses["text"] = 1 - F.cosine_similarity(said, meant, dim=-1).mean()
     if prediction.routings:
         losses["balance"] = torch.stack([balance_loss(r) for r in prediction.routings]).sum()
     losses["total"] = torch.stack(

@@ -24,12 +24,12 @@ from sfn_train.text import TextModel
 
 DECODER_INPUTS = ("appearance", "motion", "text", "skip", "last_frame")  # in forward's order
 Shapes = Mapping[str, tuple[int | str, ...]]
-DECODER_INPUTS = ("appearance", "motion", "text", "skip", "last_frame")  # in the order of forward
 
 
 def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
     """What the parts of one model take and give; a branch that is off is absent."""
-    n, n_tokens = c.n_patches, 1 + c.use_text + c.n_patches
+    n = c.n_patches
+    n_tokens = c.use_text + (1 + n if c.has_picture else 0)
     image = ("batch", 3, c.frame_height, c.frame_width)
     parts: dict[str, PartSpec] = {}
     feeds: dict[str, tuple[int | str, ...]] = {}
@@ -41,16 +41,16 @@ def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
         parts["motion"] = _part({"difference": image}, {"tokens": ("batch", 1 + n, c.motion_dim)})
         feeds["motion"] = ("batch", c.observed - 1, 1 + n, c.motion_dim)
     if c.use_text:
-        feeds["text"] = ("batch", c.text_dim)
+        feeds["text"] = ("batch", c.text_width)
     if c.use_appearance:
         feeds["skip"] = ("batch", n, c.dim)
-    if c.predict == "change":
-        feeds["last_frame"] = image
-    if c.predict == "change":
-        feeds["last_frame"] = image
-    predicted: dict[str, tuple[int | str, ...]] = {"next_frame": image}
+    predicted: dict[str, tuple[int | str, ...]] = {}
+    if c.has_picture:
+        predicted["next_frame"] = image
+        if c.predict == "change":
+            feeds["last_frame"] = image
     if c.use_text:
-        predicted["semantic"] = ("batch", c.text_dim)
+        predicted["semantic"] = ("batch", c.text_width)
     decoder = _part(feeds, predicted)
     if c.filter == "sffm":
         routing = TensorSpec("routing", "int64", ("batch", c.decoder_depth, n_tokens, c.n_active))
@@ -105,9 +105,8 @@ class TorchBackend:
         if part == "text" and self._text is not None:
             return {"sentence_embedding": self._text(**inputs)}
         prediction = self._model.decoder(*(inputs.get(name) for name in DECODER_INPUTS))
-        computed = {"next_frame": prediction.next_frame}
-        if prediction.semantic is not None:
-            computed["semantic"] = prediction.semantic
+        predicted = {"next_frame": prediction.next_frame, "semantic": prediction.semantic}
+        computed = {name: tensor for name, tensor in predicted.items() if tensor is not None}
         if "routing" in names:
             chosen = [routing.chosen for routing in prediction.routings]  # (B, n_tokens, K) each
             computed["routing"] = torch.stack(chosen, dim=1)  # (B, layers, n_tokens, K)

@@ -22,7 +22,20 @@ def test_derived_sizes() -> None:
         ({"reduction": 97}, "reduction 97 leaves no bottleneck"),
         ({"n_active": 64}, r"n_active must be in \[1, 63\], got 64"),
         ({"n_active": 0}, "n_active must be in"),
-        ({"use_appearance": False, "use_motion": False}, "nothing to predict from"),
+        (
+            {"use_appearance": False, "use_motion": False, "use_text": False},
+            "all off: nothing is left",
+        ),
+        ({"n_shared": 2}, "n_shared must be 0 or 1, got 2"),
+        ({"memory": "input"}, "set filter to none"),
+        ({"memory_slots": 1}, "memory_slots must be at least 2, got 1"),
+        ({"joint_attention": -1}, "0 or more layers, got -1"),
+        ({"joint_attention": 2, "use_appearance": False}, "joint_attention needs appearance"),
+        ({"windows": (8, 4)}, r"windows must rise from 1 frame on, got \[8, 4\]"),
+        ({"windows": (0, 4)}, "windows must rise"),
+        ({"windows": (4,), "use_text": False}, "use_text must be on"),
+        ({"tower": "folder", "use_appearance": False}, "use_appearance must be on"),
+        ({"bottleneck": 0}, "leaves no bottleneck"),
     ],
 )
 def test_nonsense_is_refused(change: dict[str, int], message: str) -> None:

@@ -44,8 +44,8 @@ def test_a_whole_frame_is_drawn_without_the_last_one(tiny: ModelConfig) -> None:
     assert frame.std() > 0
 
 
-def test_identity_in_the_filters_place_leaves_no_routing(tiny: ModelConfig) -> None:
-    config = replace(tiny, filter="identity")
+def test_nothing_in_the_filters_place_leaves_no_routing(tiny: ModelConfig) -> None:
+    config = replace(tiny, filter="none")
     x, skip, last = inputs(config)
     mjad = MJAD(config)
     assert mjad(x, skip, last)[2] == []

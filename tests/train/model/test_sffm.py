@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from sfn_train.model.sffm import SFFM, Routing, balance_loss
+from sfn_train.model.sffm import DENSE_RATIO, SFFM, Filter, Routing, balance_loss
 
 D, R, E, K = 12, 3, 9, 4
 B, N = 2, 7
+WIDE = DENSE_RATIO * D // E + 1  # a bottleneck at which all filters together are too wide
 GATES = ("raw", "renormalised", "renormalised_x2")
 
 
-def make(gate: str = "renormalised_x2") -> SFFM:
+def make(gate: str = "renormalised_x2", rank: int = R, n_shared: int = 1) -> SFFM:
     torch.manual_seed(0)
-    sffm = SFFM(D, R, E, K, gate).double()  # type: ignore[arg-type]
+    sffm = SFFM(D, rank, E, K, gate, n_shared).double()  # type: ignore[arg-type]
     with torch.no_grad():  # norms and biases start at one and zero, where mistakes do not show
         for parameter in sffm.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -32,6 +33,53 @@ def test_the_fast_form_is_the_loop_over_filters(gate: str, scale: float) -> None
     with torch.inference_mode():
         y, _ = sffm(x)
         torch.testing.assert_close(y, sffm.filter_one_by_one(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_shared", [0, 1], ids=["none shared", "one shared"])
+@pytest.mark.parametrize("rank", [R, WIDE], ids=["dense", "dispatched"])
+def test_both_ways_to_train_are_the_loop_and_have_its_gradients(rank: int, n_shared: int) -> None:
+    sffm, x = make(rank=rank, n_shared=n_shared), tokens().requires_grad_()
+    assert sffm.dispatches == (rank == WIDE)
+    wanted = torch.randn_like(x)
+
+    def gradients(y: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((y * wanted).sum(), [x, *sffm.parameters()]))
+
+    y, reference = sffm(x)[0], sffm.filter_one_by_one(x)
+    torch.testing.assert_close(y, reference, rtol=0, atol=1e-6)
+    for ours, theirs in zip(gradients(y), gradients(reference), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_dispatch_takes_routings_that_leave_filters_without_a_token() -> None:
+    sffm, x = make(rank=WIDE), tokens()[:1, :1]  # one token: K filters of E
+    torch.testing.assert_close(sffm(x)[0], sffm.filter_one_by_one(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("i", range(E + 1))
+def test_the_norm_folds_into_the_first_map_exactly(i: int) -> None:
+    sffm, x = make(), tokens(3.0)
+    with torch.inference_mode():
+        folded = sffm.folded()
+        x_hat = torch.nn.functional.layer_norm(x, (D,))
+        ours = x_hat @ folded.down[i] + folded.down_bias[i]
+        norm = torch.nn.functional.layer_norm(x, (D,), sffm.gamma[i], sffm.beta[i])
+        assert (ours - (norm @ sffm.down[i] + sffm.down_bias[i])).abs().max() < 1e-12
+
+
+def test_a_lone_filter_has_no_path_around_it_and_is_equation_5() -> None:
+    torch.manual_seed(0)
+    alone = Filter(D, R).double()
+    sffm = make()
+    with torch.no_grad():
+        norm, down, _, up = alone
+        norm.weight.copy_(sffm.gamma[E])
+        norm.bias.copy_(sffm.beta[E])
+        down.weight.copy_(sffm.down[E].t())
+        down.bias.copy_(sffm.down_bias[E])
+        up.weight.copy_(sffm.up[E].t())
+        up.bias.copy_(sffm.up_bias[E])
+        torch.testing.assert_close(alone(tokens()), sffm._filter(E, tokens()), rtol=0, atol=1e-12)
 
 
 def test_one_token_by_hand() -> None:

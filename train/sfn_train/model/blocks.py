@@ -81,7 +81,14 @@ class PatchViT(nn.Module):
     positions: Tensor
 
     def __init__(
-        self, patch: int, grid: tuple[int, int], dim: int, depth: int, heads: int, mlp_ratio: int
+        self,
+        patch: int,
+        grid: tuple[int, int],
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: int,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -89,7 +96,7 @@ class PatchViT(nn.Module):
         self.class_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.register_buffer("positions", sincos_positions(dim, grid, extra=1), persistent=False)
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) to last hidden state (B, 1 + N, dim), patch embeddings (B, N, dim)."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sfn_train.model.blocks import Block, sincos_positions, unpatchify
-from sfn_train.model.config import ModelConfig
-from sfn_train.model.sffm import SFFM, Routing
+from sfn_train.model.config import MLP_RATIO, ModelConfig
+from sfn_train.model.memory import Memories
+from sfn_train.model.sffm import SFFM, Filter, Routing
 
 
 class FrameHead(nn.Module):
@@ -50,37 +51,53 @@ class MJAD(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.n_lead = 1 + c.use_text  # tokens before the patches
-        positions = sincos_positions(c.dim, c.grid, extra=self.n_lead)
+        self.n_lead = c.use_text + c.has_picture  # tokens before the patches
+        grid = c.grid if c.has_picture else (0, 0)
+        positions = sincos_positions(c.dim, grid, extra=self.n_lead)
         self.register_buffer("positions", positions, persistent=False)
         depth = range(c.decoder_depth)
+        self.memories = make_memories(c) if c.memory == "input" else nn.Identity()
         self.blocks = nn.ModuleList(Block(c.dim, c.heads, 4) for _ in depth)
-        self.filters = nn.ModuleList(
-            SFFM(c.dim, c.rank, c.n_filters, c.n_active, c.gate)
-            if c.filter == "sffm"
-            else nn.Identity()
-            for _ in depth
-        )
+        self.filters = nn.ModuleList(make_filter(c) for _ in depth)
         self.norm = nn.LayerNorm(c.dim)
-        self.frame_head = FrameHead(c)
+        self.frame_head = FrameHead(c) if c.has_picture else None
+        self.text_head = None
         if c.use_text:
             self.text_head = nn.Sequential(
-                nn.Linear(c.dim, 4 * c.dim), nn.GELU(), nn.Linear(4 * c.dim, c.text_dim)
+                nn.Linear(c.dim, 4 * c.dim), nn.GELU(), nn.Linear(4 * c.dim, c.text_width)
             )
 
     def forward(
         self, x: Tensor, skip: Tensor | None, last: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, list[Routing]]:
-        """Fused tokens (B, n_lead + N, D) to frame (B, 3, H, W), text (B, S) and the routings."""
-        x = x + self.positions
+    ) -> tuple[Tensor | None, Tensor | None, list[Routing]]:
+        """Fused tokens (B, 2 + N, D) to frame (B, 3, H, W), text (B, K S) and the routings."""
+        x = self.memories(x) + self.positions
         routings = []
-        for block, sffm in zip(self.blocks, self.filters, strict=True):
-            x = block(x)
-            if isinstance(sffm, nn.Identity):
-                continue
-            x, routing = sffm(x)
-            routings.append(routing)
+        for block, keep in zip(self.blocks, self.filters, strict=True):
+            x = keep(block(x))
+            if isinstance(x, tuple):  # of an SFFM, in training or as exported
+                x, routing = x
+                routings.append(routing)
         x = self.norm(x)
-        frame = self.frame_head(x[:, self.n_lead :], skip, last)
-        text = self.text_head(x[:, 0]) if self.n_lead == 2 else None
+        frame = text = None
+        if self.frame_head is not None:
+            frame = self.frame_head(x[:, self.n_lead :], skip, last)
+        if self.text_head is not None:
+            text = self.text_head(x[:, 0])
         return frame, text, routings
+
+
+def make_filter(c: ModelConfig) -> nn.Module:
+    """What stands behind each block: an SFFM, or what an ablation has in its place."""
+    if c.memory == "every_layer":
+        return make_memories(c)
+    if c.filter == "sffm":
+        return SFFM(c.dim, c.rank, c.n_filters, c.n_active, c.gate, c.n_shared)
+    if c.filter == "none":
+        return nn.Identity()
+    return Filter(c.dim, c.rank if c.filter == "bottleneck" else MLP_RATIO * c.dim)
+
+
+def make_memories(c: ModelConfig) -> Memories:
+    """A memory for each kind of token that the model has."""
+    return Memories(c.dim, c.memory_slots, picture=c.has_picture, text=c.use_text)

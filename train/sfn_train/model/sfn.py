@@ -22,9 +22,13 @@ from sfn_train.model.tmfe import AppearanceEncoder, Fusion, MotionEncoder
 class Prediction(NamedTuple):
     """What the model expects to see next."""
 
-    next_frame: Tensor  # (B, 3, H, W) in normalised pixels
-    semantic: Tensor | None  # (B, S) sentence embedding, not normalised; None with text off
+    next_frame: Tensor | None  # (B, 3, H, W) in normalised pixels; None without a picture branch
+    semantic: Tensor | None  # (B, K S) sentence embeddings, not normalised; None with text off
     routings: list[Routing]  # one an SFFM
+
+
+# What the frozen tower says of a run's frames: hidden (B, L, 1 + N, C), embedded (B, L, N, C).
+Features = tuple[Tensor, Tensor]
 
 
 class Decoder(nn.Module):
@@ -43,7 +47,7 @@ class Decoder(nn.Module):
         skip: Tensor | None,
         last_frame: Tensor | None,
     ) -> Prediction:
-        """(B, T, 1 + N, D), (B, T - 1, 1 + N, C_m), (B, S), (B, N, D) and (B, 3, H, W).
+        """(B, T, 1 + N, D), (B, T - 1, 1 + N, C_m), (B, K S), (B, N, D) and (B, 3, H, W).
 
         What the config switches off is None; `last_frame` is None where the whole frame is drawn.
         """
@@ -60,32 +64,35 @@ class SFN(nn.Module):
         self.motion = MotionEncoder(config) if config.use_motion else None
         self.decoder = Decoder(config)
 
-    def forward(self, frames: Tensor, text: Tensor | None) -> Prediction:
+    def forward(
+        self, frames: Tensor, text: Tensor | None, features: Features | None = None
+    ) -> Prediction:
         """Predict from runs (B, L, 3, H, W): every frame that has T before it, in order.
 
-        `text` is (B, P, S), the caption embedding of each clip. The last frame of a run is only
-        ever a target, so it is not encoded. Returns B * P predictions, run by run.
+        `text` is (B, P, K S), the caption embeddings of each clip. `features` stand for the frozen
+        tower, which then does not run. The last frame of a run is only ever a target, so it is not
+        encoded. Returns B * P predictions, run by run.
         """
-        observed = frames[:, :-1]  # (B, L - 1, 3, H, W)
-        appearance = skip = motion = None
+        c, observed = self.config, frames[:, :-1]  # (B, L - 1, 3, H, W)
+        appearance = skip = motion = last = None
         if self.appearance is not None:
-            tokens, embedded = self.appearance(observed.flatten(0, 1))
-            clips = clips_of(tokens.unflatten(0, observed.shape[:2]), self.config.observed)
+            if features is None:
+                tokens, embedded = self.appearance(observed.flatten(0, 1))
+            else:
+                seen = (tensor[:, : observed.shape[1]].flatten(0, 1) for tensor in features)
+                tokens, embedded = self.appearance.projected(*seen)
+            clips = clips_of(tokens.unflatten(0, observed.shape[:2]), c.observed)
             appearance = clips.flatten(0, 1)  # (B P, T, 1 + N, D)
-            skips = embedded.unflatten(0, observed.shape[:2])[:, self.config.observed - 1 :]
+            skips = embedded.unflatten(0, observed.shape[:2])[:, c.observed - 1 :]
             skip = skips.flatten(0, 1)  # (B P, N, D)
         if self.motion is not None:
             difference = observed[:, 1:] - observed[:, :-1]  # (B, L - 2, 3, H, W)
             pairs = self.motion(difference.flatten(0, 1)).unflatten(0, difference.shape[:2])
-            motion = clips_of(pairs, self.config.observed - 1).flatten(0, 1)
-        if not self.config.use_text:
-            text = None
-        last = None
-        if self.config.predict == "change":
-            last = observed[:, self.config.observed - 1 :].flatten(0, 1)  # (B P, 3, H, W)
-        prediction: Prediction = self.decoder(
-            appearance, motion, None if text is None else text.flatten(0, 1), skip, last
-        )
+            motion = clips_of(pairs, c.observed - 1).flatten(0, 1)
+        said = text.flatten(0, 1) if c.use_text and text is not None else None
+        if c.has_picture and c.predict == "change":
+            last = observed[:, c.observed - 1 :].flatten(0, 1)  # (B P, 3, H, W)
+        prediction: Prediction = self.decoder(appearance, motion, said, skip, last)
         return prediction
 
 

@@ -4,11 +4,11 @@
     F_s = E_t(caption)             sentence embedding of the clip        paper Eq. (2), (3)
     F_m = E_m(I_{t+1} - I_t)       motion of each adjacent pair          paper Eq. (4)
 
-The edge profile trains a small ViT where the paper has the frozen tower of a VLM. Each frame and
-each difference is encoded and projected on its own, so that a stream computes it once and
-keeps it: only `Fusion` sees a whole clip.
+The paper's E_v is the frozen tower of a VLM; the edge profile trains a small ViT in its place.
+Each frame and each difference is encoded and projected on its own, so that a stream computes it
+once and keeps it: only `Fusion` sees a whole clip.
 
-Axes: B clips, T observed frames, N patches, D decoder width, S text width.
+Axes: B clips, T observed frames, N patches, C the tower's width, D decoder width, S text width.
 """
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfn_train.model.blocks import PatchViT
 from sfn_train.model.config import ModelConfig
+from sfn_train.model.joint_attention import JointAttention
 
 
 class AppearanceEncoder(nn.Module):
@@ -23,13 +24,22 @@ class AppearanceEncoder(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.vit = PatchViT(c.patch, c.grid, c.appearance_dim, c.appearance_depth, c.heads, 4)
+        self.vit: nn.Module
+        if c.tower is None:
+            self.vit = PatchViT(c.patch, c.grid, c.appearance_dim, c.appearance_depth, c.heads, 4)
+        else:
+            from sfn_train.model.tower import load_tower  # transformers is slow to import
+
+            self.vit = load_tower(c)
         self.project = nn.Linear(c.appearance_dim, c.dim)
         self.project_skip = nn.Linear(c.appearance_dim, c.dim)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Equation (1) for one frame, projected to the decoder's width."""
-        hidden, embedded = self.vit(frame)
+        return self.projected(*self.vit(frame))
+
+    def projected(self, hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """What the tower says of a frame, (B, 1 + N, C) and (B, N, C), at the decoder's width."""
         return self.project(hidden), self.project_skip(embedded)
 
 
@@ -38,7 +48,9 @@ class MotionEncoder(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.vit = PatchViT(c.patch, c.grid, c.motion_dim, c.motion_depth, c.heads, 2)
+        self.vit = PatchViT(
+            c.patch, c.grid, c.motion_dim, c.motion_depth, c.heads, 2, norm=c.motion_norm
+        )
 
     def forward(self, difference: Tensor) -> Tensor:
         """Equation (4) for one pair of frames."""
@@ -57,23 +69,33 @@ class Fusion(nn.Module):
         if c.use_motion:
             self.motion = nn.Linear((c.observed - 1) * c.motion_dim, c.dim)
         if c.use_text:
-            self.text = nn.Linear(c.text_dim, c.dim)
-        self.mix = nn.Sequential(
-            nn.Linear(n_dense * c.dim, 4 * c.dim), nn.GELU(), nn.Linear(4 * c.dim, c.dim)
-        )
+            self.text = nn.Linear(c.text_width, c.dim)
+        if c.joint_attention:
+            n_contexts = c.use_text + c.use_motion
+            self.joint = nn.ModuleList(
+                JointAttention(c.dim, c.heads, n_contexts) for _ in range(c.joint_attention)
+            )
+        if n_dense:
+            self.mix = nn.Sequential(
+                nn.Linear(n_dense * c.dim, 4 * c.dim), nn.GELU(), nn.Linear(4 * c.dim, c.dim)
+            )
 
     def forward(
         self, appearance: Tensor | None, motion: Tensor | None, text: Tensor | None
     ) -> Tensor:
-        """Fuse (B, T, 1 + N, D), (B, T - 1, 1 + N, C_m) and (B, S); what is off is None."""
-        dense = []
+        """Fuse (B, T, 1 + N, D), (B, T - 1, 1 + N, C_m) and (B, K S); what is off is None."""
+        seen = moved = said = None
         if appearance is not None:
-            frames = appearance.transpose(1, 2).flatten(2)  # (B, 1 + N, T D)
-            dense.append(self.appearance(frames))
+            seen = self.appearance(appearance.transpose(1, 2).flatten(2))  # (B, 1 + N, D)
         if motion is not None:
-            pairs = motion.transpose(1, 2).flatten(2)  # (B, 1 + N, (T - 1) C_m)
-            dense.append(self.motion(pairs))
-        x: Tensor = self.mix(torch.cat(dense, dim=-1))  # (B, 1 + N, D)
-        if text is None:
-            return x
-        return torch.cat([self.text(text).unsqueeze(1), x], dim=1)  # (B, 2 + N, D)
+            moved = self.motion(motion.transpose(1, 2).flatten(2))  # (B, 1 + N, D)
+        if text is not None:
+            said = self.text(text).unsqueeze(1)  # (B, 1, D)
+        if hasattr(self, "joint"):
+            for layer in self.joint:
+                seen = layer(seen, [tokens for tokens in (said, moved) if tokens is not None])
+        dense = [tokens for tokens in (seen, moved) if tokens is not None]
+        sequence = [] if said is None else [said]
+        if dense:
+            sequence.append(self.mix(torch.cat(dense, dim=-1)))  # (B, 1 + N, D)
+        return torch.cat(sequence, dim=1)  # (B, 2 + N, D) with everything on
