@@ -20,7 +20,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfn_rt.attributes import AttributeModel
-from sfn_rt.datasets import Dataset, Video
+from sfn_rt.datasets import Dataset, Video, check_length
 from sfn_rt.exceptions import DataError, InputError, OutputError
 from sfn_rt.frames import FPS_ASSUMED, count_frames, frame_files, open_source
 from sfn_rt.normal import MOST_THUMBNAILS, same_scene, thumbnail
@@ -183,6 +183,32 @@ def prepare(
         dataset, videos, split, thumbnails, background, attributes, sentences, embeddings,
         tuple(notes),
     )  # fmt: skip
+
+
+def prepare_test(
+    dataset: Dataset, prepared: Prepared, config: Config, cache: Path, *, progress: bool = True
+) -> tuple[Footage, ...]:
+    """The test videos' frames and scenes, for measuring many models; no captions are made.
+
+    They pass the scene analysis as on the device, with the background of the normal footage.
+    """
+    store = _Store(cache)
+    test = replace(dataset, train=dataset.test)  # a plan is of the videos it is to stream
+    plan = _Plan.make(test, config, store)
+    if plan.notes:
+        raise DataError(
+            f"{dataset.root}: only {plan.share:.1%} of each test video fits into data.cache_gb "
+            f"{config.data.cache_gb:g}, and all frames are needed; set it higher"
+        )
+    found = []
+    for video in dataset.test:
+        passed, _ = _stream(video, test, plan, config, prepared.background, store, progress)
+        fps, scenes, pixels = passed
+        check_length(video, len(scenes))
+        none = np.full(len(scenes), -1, dtype=np.int32)
+        kept = plan.stretches(len(scenes))
+        found.append(Footage(video.name, video.path, fps, scenes, kept, pixels, none, ()))
+    return tuple(found)
 
 
 def _thumbnails(dataset: Dataset, plan: "_Plan", store: "_Store") -> NDArray[np.float32]:
