@@ -39,9 +39,9 @@ TEXT = [
     "Two people walk along a path. A man is riding a bicycle beside the crowd.",
 ]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = "two people walk along a path man is riding bicycle one small thing walks left".split()
+WORDS = ["two", "people", "walk", "along", "path", "man", "is", "riding", "bicycle", "one", "left"]
 BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?", *LETTERS]
-BERT_WORDS += [f"##{letter}" for letter in LETTERS] + [word for word in WORDS if len(word) > 1]
+BERT_WORDS += [f"##{letter}" for letter in LETTERS] + WORDS
 
 
 def make_internvl(
@@ -82,6 +82,8 @@ def internvl_config(
             "num_attention_heads": LM_HEADS,
             "num_key_value_heads": LM_KV_HEADS,
             "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "rms_norm_eps": 1e-5,
             "tie_word_embeddings": tied,
             "bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
             "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
