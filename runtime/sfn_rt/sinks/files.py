@@ -96,7 +96,7 @@ class OutputFolder:
             if not (self._work / "publishing").exists():
                 self._refuse_foreign()
             self._work.mkdir(exist_ok=True)
-            self._lock = _lock(self._work / "lock", self.out)
+            self._lock = hold_lock(self._work / "lock", self.out)
             try:
                 self._prepare(resume)
             except BaseException:
@@ -211,7 +211,7 @@ class OutputFolder:
             self._lock = -1
 
 
-def _lock(path: Path, out: Path) -> int:
+def hold_lock(path: Path, out: Path) -> int:
     """A descriptor that holds the lock file until it is closed, however the process ends."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
