@@ -79,7 +79,7 @@ class SFN(nn.Module):
             if features is None:
                 tokens, embedded = self.appearance(observed.flatten(0, 1))
             else:
-                seen = (tensor[:, : observed.shape[1]].flatten(0, 1) for tensor in features)
+                seen = (x[:, : observed.shape[1]].flatten(0, 1).float() for x in features)
                 tokens, embedded = self.appearance.projected(*seen)
             clips = clips_of(tokens.unflatten(0, observed.shape[:2]), c.observed)
             appearance = clips.flatten(0, 1)  # (B P, T, 1 + N, D)
