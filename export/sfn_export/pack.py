@@ -91,6 +91,7 @@ def pack(
         profile=PROFILE,
         sfn_version=__version__,
         observed=config.model.observed,
+        lag=0,
         preprocessing=config.preprocessing,
         parts={
             part: PartEntry(
@@ -104,6 +105,7 @@ def pack(
         semantics=Semantics(
             captioner=config.semantics.captioner,
             stride=config.semantics.stride,
+            windows=config.model.windows or (config.model.observed,),
             scene=vars(config.semantics.scene).copy(),
             text=settings,
         ),

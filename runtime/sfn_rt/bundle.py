@@ -22,8 +22,9 @@ from sfn_rt.backends.base import Array, PartSpec, TensorSpec
 from sfn_rt.exceptions import BundleError
 from sfn_rt.options import TERMS
 from sfn_rt.preprocess import Preprocessing
+from sfn_rt.systems import System, check_parts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 EXPORT_AGAIN = "export the model again with a matching sfn_export"
 
@@ -66,12 +67,21 @@ class Semantics:
 
     captioner: Literal["scene", "cached"]  # what the model was trained with
     stride: int  # frames for which one caption holds
+    windows: tuple[int, ...]  # frames that each caption of a clip tells of, shortest first
     scene: dict[str, Scalar]  # sfn_rt.semantics.scene.SceneConfig
     text: TextSettings | None  # None: the model was trained without its semantic branch
 
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise ValueError(f"stride must be at least 1, got {self.stride}")
+        rising = sorted({window for window in self.windows if window >= 1})
+        if not rising or list(self.windows) != rising:
+            raise ValueError(f"windows must rise from 1 frame on, got {list(self.windows)}")
+
+    @property
+    def embedded_width(self) -> int:
+        """Of all captions of a clip side by side; 0 where none is embedded."""
+        return len(self.windows) * self.text.width if self.text else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +118,14 @@ class Manifest:
     """All of manifest.json."""
 
     schema_version: int
-    system: Literal["sfn-vad"]
+    system: System
     profile: str
     sfn_version: str
     observed: int  # T, input frames of a clip
+    lag: int  # frames between the newest frame seen and the one scored; 0: the newest itself
     preprocessing: Preprocessing
     parts: dict[str, PartEntry]
-    semantics: Semantics
+    semantics: Semantics | None  # None: a system that knows pictures only
     visual: dict[str, Scalar]  # sfn_rt.prediction_error.VisualConfig
     score: ScoreSettings
     normal: str  # file with the statistics of normal footage
@@ -122,17 +133,31 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)  # every other file -> its sha256
 
     def __post_init__(self) -> None:
-        for needed in ("decoder", *(("text",) if self.semantics.text else ())):
-            if needed not in self.parts:
-                raise ValueError(f"parts must have {needed!r}, got {sorted(self.parts)}")
-        if not {"appearance", "motion"} & self.parts.keys():
-            raise ValueError(f"parts must have 'appearance' or 'motion', got {sorted(self.parts)}")
+        if not 0 <= self.lag < self.observed:
+            raise ValueError(
+                f"lag must be at least 0 and below observed {self.observed}, got {self.lag}"
+            )
+        if self.system == "sfn-vad" and self.lag:
+            raise ValueError(f"lag must be 0 for sfn-vad, which predicts a frame, got {self.lag}")
+        takes_captions = self.system == "sfn-vad"
+        if takes_captions != (self.semantics is not None):
+            raise ValueError(
+                f"semantics must be {'given' if takes_captions else 'null'} for {self.system}, "
+                f"got {self.semantics}"
+            )
+        check_parts(
+            self.system,
+            {name: part.spec for name, part in self.parts.items()},
+            observed=self.observed,
+            size=(self.preprocessing.height, self.preprocessing.width),
+            text_width=self.semantics.embedded_width if self.semantics else 0,
+        )
 
     @property
     def named_files(self) -> set[str]:
         """The files that the manifest gives a meaning; each must also be in `files`."""
         named = {name for part in self.parts.values() for name in part.files.values()}
-        text = self.semantics.text
+        text = self.semantics.text if self.semantics else None
         return named | {self.normal} | ({text.tokenizer} if text else set())
 
 
@@ -219,9 +244,11 @@ def parse_manifest(raw: Any, source: Path) -> Manifest:
     """Build a Manifest, refusing anything this runtime does not understand."""
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION or isinstance(version, bool):
+        origin = raw.get("sfn_version") if isinstance(raw, dict) else None
         raise BundleError(
-            f"{source}: schema_version is {version!r}, this runtime reads {SCHEMA_VERSION}; "
-            f"{EXPORT_AGAIN}"
+            f"{source}: schema_version is {version!r}"
+            f"{f' (written by sfn {origin})' if isinstance(origin, str) else ''}, this runtime "
+            f"reads {SCHEMA_VERSION}; {EXPORT_AGAIN}"
         )
     manifest: Manifest = _read(Manifest, raw, str(source), "")
     return manifest

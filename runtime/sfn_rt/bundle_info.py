@@ -30,11 +30,7 @@ class BundleInfo:
                 f"{manifest.system}, profile {manifest.profile}, exported by "
                 f"sfn {manifest.sfn_version}, schema {manifest.schema_version}",
             ),
-            row(
-                "frames",
-                f"{manifest.observed} observed, the next predicted, at {pre.width} x {pre.height} "
-                f"({pre.resize})",
-            ),
+            row("frames", f"{self.clips()}, at {pre.width} x {pre.height} ({pre.resize})"),
             row("captions", self.captions()),
             row(
                 "score",
@@ -58,13 +54,26 @@ class BundleInfo:
             lines += self.part(name, part)
         return "\n".join(lines)
 
+    def clips(self) -> str:
+        manifest = self.bundle.manifest
+        if manifest.lag:
+            return (
+                f"{manifest.observed} seen, the one {manifest.lag} before the newest scored by its "
+                f"reconstruction"
+            )
+        return f"{manifest.observed} observed, the next predicted"
+
     def captions(self) -> str:
         semantics = self.bundle.manifest.semantics
+        if semantics is None:
+            return f"none: {self.bundle.manifest.system} knows pictures only"
         if semantics.text is None:
             return "none: trained without the semantic branch"
+        windows = f" of each window ({', '.join(map(str, semantics.windows))} frames)"
         return (
-            f"{semantics.captioner}, one for {semantics.stride} frames, embedded by "
-            f"{semantics.text.model} in {semantics.text.width} numbers"
+            f"{semantics.captioner}, one{windows if len(semantics.windows) > 1 else ''} for "
+            f"{semantics.stride} frames, embedded by {semantics.text.model} in "
+            f"{semantics.text.width} numbers"
         )
 
     def part(self, name: str, part: PartEntry) -> list[str]:

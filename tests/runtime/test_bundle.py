@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,24 +27,36 @@ from sfn_rt.exceptions import BundleError
 from sfn_rt.preprocess import Preprocessing
 
 
-def part(name: str) -> PartEntry:
-    spec = TensorSpec("x", "float32", ("batch", 3))
+def floats(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, "float32", ("batch", *shape))
+
+
+def part(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> PartEntry:
     return PartEntry(
-        files={"fp32": f"{name}.onnx"}, default="fp32", inputs=(spec,), outputs=(spec,)
+        files={"fp32": f"{name}.onnx"}, default="fp32", inputs=tuple(inputs), outputs=tuple(outputs)
     )
 
 
+FRAME, TEXT = floats("frame", 3, 20, 30), floats("text", 3)
 MADE = Manifest(
     schema_version=SCHEMA_VERSION,
     system="sfn-vad",
     profile="edge",
     sfn_version="0.1.0",
     observed=4,
+    lag=0,
     preprocessing=Preprocessing(height=20, width=30),
-    parts={name: part(name) for name in ("appearance", "decoder", "text")},
+    parts={
+        "appearance": part("appearance", [FRAME], [floats("tokens", 7, 8)]),
+        "decoder": part(
+            "decoder", [floats("appearance", 4, 7, 8), TEXT], [floats("next_frame", 3)]
+        ),
+        "text": part("text", [floats("input_ids", 1)], [floats("sentence_embedding", 3)]),
+    },
     semantics=Semantics(
         captioner="scene",
         stride=4,
+        windows=(4,),
         scene={"flow_height": 240, "flow_preset": "medium"},
         text=TextSettings(model="m", width=3, max_tokens=256, tokenizer="text/tokenizer.json"),
     ),
@@ -56,6 +68,18 @@ MADE = Manifest(
     provenance=Provenance(
         data="walkway", n_videos=2, n_frames=99, seed=0, config_sha256="ab", licences={"text": "x"}
     ),
+)
+DUAL = replace(
+    MADE,
+    system="dual-memory",
+    observed=16,
+    lag=7,
+    parts={
+        "autoencoder": part(
+            "autoencoder", [floats("clip", 16, 3, 20, 30)], [floats("error", 20, 30)]
+        )
+    },
+    semantics=None,
 )
 
 
@@ -112,11 +136,79 @@ def test_manifest_that_is_no_text(folder: Path) -> None:
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, None])
+@pytest.mark.parametrize("version", [0, 3, "2", True, None])
 def test_unknown_schema_version(folder: Path, version: object) -> None:
     edit(folder, lambda raw: raw.update(schema_version=version, something_new=1))
-    with pytest.raises(BundleError, match=r"this runtime reads 1; export the model again"):
+    with pytest.raises(BundleError, match=r"this runtime reads 2; export the model again"):
         load_bundle(folder)
+
+
+def test_a_bundle_of_the_first_schema_is_refused_with_the_way_out(
+    tmp_path: Path, repository: Path
+) -> None:
+    old = repository / "tests" / "assets" / "manifest_v1.json"
+    (tmp_path / MANIFEST).write_bytes(old.read_bytes())
+    with pytest.raises(BundleError) as refusal:
+        load_bundle(tmp_path)
+    assert str(refusal.value) == (
+        f"{tmp_path / MANIFEST}: schema_version is 1 (written by sfn 0.1.0), this runtime reads 2; "
+        f"export the model again with a matching sfn_export"
+    )
+
+
+def test_the_second_system_is_read_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "autoencoder.onnx").write_bytes(b"autoencoder")
+    np.savez(tmp_path / "normal.npz", tail=np.arange(3.0))
+    write_manifest(tmp_path, DUAL)
+    assert replace(load_bundle(tmp_path).manifest, files={}) == DUAL
+
+
+def changed(manifest: Manifest, part: str, **tensors: Sequence[TensorSpec]) -> Manifest:
+    """With other inputs or outputs of a part."""
+    plain = {key: tuple(value) for key, value in tensors.items()}
+    entry = replace(manifest.parts[part], **plain)  # type: ignore[arg-type]
+    return replace(manifest, parts={**manifest.parts, part: entry})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: replace(MADE, semantics=None), "semantics must be given for sfn-vad, got None"),
+        (lambda: replace(DUAL, semantics=MADE.semantics), "semantics must be null for dual-memory"),
+        (lambda: replace(DUAL, parts=MADE.parts), "parts of dual-memory are .* got 'appearance'"),
+        (lambda: replace(MADE, parts=DUAL.parts), "parts of sfn-vad are .* got 'autoencoder' too"),
+        (lambda: replace(DUAL, parts={}), "parts must have 'autoencoder'"),
+        (lambda: replace(DUAL, observed=8), "must turn 'clip' .batch, 8, 3, 20, 30. into"),
+        (lambda: changed(DUAL, "autoencoder", outputs=[floats("x", 20, 30)]), "into 'error'"),
+        (lambda: replace(DUAL, lag=16), "lag must be at least 0 and below observed 16, got 16"),
+        (lambda: replace(MADE, lag=-1), "lag must be at least 0"),
+        (lambda: replace(MADE, lag=2), "lag must be 0 for sfn-vad"),
+        (lambda: changed(MADE, "decoder", outputs=[TEXT]), "must give 'next_frame' or 'semantic'"),
+        (lambda: changed(MADE, "decoder", inputs=[FRAME]), "input 'text' must .* 3, got none"),
+        (lambda: changed(MADE, "decoder", inputs=[floats("text", 6)]), "captions, 3, got 6"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_make_a_system(make: Callable[[], Manifest], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_captions_of_several_windows_lie_side_by_side() -> None:
+    assert MADE.semantics is not None
+    semantics = replace(MADE.semantics, windows=(4, 8, 16))
+    assert semantics.embedded_width == 9
+    wide = replace(MADE.parts["decoder"], inputs=(FRAME, floats("text", 9)))
+    assert replace(MADE, semantics=semantics, parts={**MADE.parts, "decoder": wide})
+    with pytest.raises(ValueError, match="embedded captions, 9, got 3"):
+        replace(MADE, semantics=semantics)
+
+
+def test_a_model_of_captions_alone_has_no_picture_branch() -> None:
+    parts = {
+        "decoder": part("decoder", [TEXT], [floats("semantic", 3)]),
+        "text": MADE.parts["text"],
+    }
+    assert replace(MADE, parts=parts)
 
 
 @pytest.mark.parametrize("place", [[], ["score"], ["parts", "decoder"], ["semantics", "text"]])
@@ -148,6 +240,9 @@ def test_unknown_and_missing_keys(folder: Path, place: list[str]) -> None:
         (lambda r: r["score"].update(ema_alpha=0), r"score: ema_alpha must be above 0"),
         (lambda r: r["score"].update(terms=["sound"]), r"score: terms must be some of"),
         (lambda r: r["semantics"].update(stride=0), r"semantics: stride must be at least 1"),
+        (lambda r: r["semantics"].update(windows=[]), r"semantics: windows must rise from 1"),
+        (lambda r: r["semantics"].update(windows=[8, 4]), r"semantics: windows must rise from 1"),
+        (lambda r: r["semantics"].update(windows=4), r"semantics.windows must be tuple"),
         (lambda r: r["visual"].update(measure=[1]), r"visual.measure must be"),
         (lambda r: r["preprocessing"].update(mean=[0.5]), r"preprocessing.mean must be tuple"),
         (lambda r: r["preprocessing"].update(height=0), r"preprocessing: height must be"),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ from sfn_rt.bundle_info import inspect_bundle
 from sfn_rt.cli import app
 from sfn_rt.preprocess import Preprocessing
 
+FRAME = TensorSpec("frame", "float32", ("batch", 3, 160, 240))
+TOKENS = TensorSpec("tokens", "float32", ("batch", 1 + 600, 96))
+TEXT = TensorSpec("text", "float32", ("batch", 384))
 
-def part(*files: str) -> PartEntry:
+
+def part(*files: str, takes: TensorSpec = FRAME, gives: TensorSpec = TOKENS) -> PartEntry:
     variants = {Path(file).stem.partition("-")[2] or "fp32": file for file in files}
-    frame = TensorSpec("frame", "float32", ("batch", 3, 160, 240))
-    tokens = TensorSpec("tokens", "float32", ("batch", 1 + 600, 96))
-    return PartEntry(files=variants, default="fp32", inputs=(frame,), outputs=(tokens,))
+    return PartEntry(files=variants, default="fp32", inputs=(takes,), outputs=(gives,))
 
 
 @pytest.fixture
@@ -39,17 +42,24 @@ def bundle(tmp_path: Path) -> Path:
         profile="edge",
         sfn_version="0.1.0",
         observed=4,
+        lag=0,
         preprocessing=Preprocessing(
             height=160, width=240, resize="area", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
         ),
         parts={
             "appearance": part("appearance.onnx"),
-            "decoder": part("decoder.onnx", "decoder-dense.onnx"),
+            "decoder": part(
+                "decoder.onnx",
+                "decoder-dense.onnx",
+                takes=TEXT,
+                gives=replace(FRAME, name="next_frame"),
+            ),
             "text": part("text.onnx"),
         },
         semantics=Semantics(
             captioner="scene",
             stride=8,
+            windows=(4,),
             scene={},
             text=TextSettings(
                 model="all-MiniLM-L6-v2", width=384, max_tokens=64, tokenizer="tokenizer.json"
@@ -86,6 +96,55 @@ def test_tells_model_files_and_origin(bundle: Path) -> None:
     assert "<- frame float32[batch, 3, 160, 240]" in text
     assert "3.25 for 1 false alarms an hour: measured on 60 s of held-out footage" in text
     assert "walkway: 16 videos, 2550 frames, seed 7" in text
+
+
+def test_tells_which_system_it_holds(bundle: Path) -> None:
+    text = inspect_bundle(bundle).text()
+    assert "sfn-vad, profile edge, exported by sfn 0.1.0, schema 2" in text
+    assert "scene, one for 8 frames, embedded by all-MiniLM-L6-v2 in 384 numbers" in text
+
+
+def test_tells_of_the_second_system(bundle: Path) -> None:
+    manifest = inspect_bundle(bundle).bundle.manifest
+    clip = TensorSpec("clip", "float32", ("batch", 16, 3, 160, 240))
+    error = TensorSpec("error", "float32", ("batch", 160, 240))
+    parts = {"autoencoder": part("decoder.onnx", takes=clip, gives=error)}
+    write_manifest(
+        bundle,
+        replace(
+            manifest,
+            system="dual-memory",
+            observed=16,
+            lag=7,
+            parts=parts,
+            semantics=None,
+            files={},
+        ),
+    )
+    text = inspect_bundle(bundle).text()
+    assert "dual-memory, profile edge" in text
+    assert "16 seen, the one 7 before the newest scored by its reconstruction, at 240 x 160" in text
+    assert "none: dual-memory knows pictures only" in text
+
+
+def test_tells_of_caption_windows(bundle: Path) -> None:
+    manifest = inspect_bundle(bundle).bundle.manifest
+    assert manifest.semantics is not None
+    wide = part(
+        "decoder.onnx",
+        takes=replace(TEXT, shape=("batch", 768)),
+        gives=replace(FRAME, name="next_frame"),
+    )
+    write_manifest(
+        bundle,
+        replace(
+            manifest,
+            parts={**manifest.parts, "decoder": wide},
+            semantics=replace(manifest.semantics, windows=(4, 16)),
+            files={},
+        ),
+    )
+    assert "scene, one of each window (4, 16 frames) for 8 frames" in inspect_bundle(bundle).text()
 
 
 def test_the_command_prints_it_or_json(bundle: Path) -> None:
