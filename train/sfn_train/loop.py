@@ -293,7 +293,7 @@ def fit(prepared: Prepared, config: Config, out: Path, *, resume: bool = False) 
     module.total_steps = total_steps(train, sampler.steps_per_epoch)
     loaders = make_loaders(prepared, config, sampler)
     stopper, metrics = Stopper(), MetricsCsv(out / METRICS)
-    with output_errors(out), _quiet():
+    with output_errors(out), quiet():
         if is_first():
             write_atomic(out / CONFIG, config.to_yaml())
         trainer = lightning.Trainer(
@@ -450,7 +450,7 @@ def tune_allocator() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out what Lightning says about choices that are made here on purpose."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
