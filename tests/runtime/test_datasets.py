@@ -231,7 +231,8 @@ def test_labels_and_masks_from_vol_label(benchmark, stacked):
         save_mat(benchmark / f"testing_label_mask/{number}_label.mat", {"volLabel": volume})
     dataset = open_dataset(benchmark)
     assert_labels(dataset, LABELS)
-    assert "labels of 2 of 2 test videos from pixel masks" in dataset.notes
+    assert dataset.labels_from == "volLabel masks (testing_label_mask/)"
+    assert f"labels of 2 of 2 test videos from {dataset.labels_from}" in dataset.notes
     assert dataset.test[1].masks is not None
     np.testing.assert_array_equal(dataset.test[1].masks.frame(6), masks_for(LABELS["02"])[6])
 
@@ -259,7 +260,7 @@ def test_some_videos_may_lack_labels(benchmark):
     dataset = open_dataset(benchmark)
     assert dataset.test[0].labels is None
     assert dataset.test[1].labels is not None
-    assert "labels of 1 of 2 test videos from labels.npz" in dataset.notes
+    assert "labels of 1 of 2 test videos from labels.npz; none for 01" in dataset.notes
 
 
 @pytest.mark.parametrize("change", [-1, 1], ids=["shorter", "longer"])
@@ -339,12 +340,12 @@ def test_broken_label_files_are_refused(benchmark, name, content):
     ("content", "message"),
     [
         ({"truth": np.zeros(3)}, r"holds \['truth'\], not gt"),
-        ({"gt": cell([np.array([1, 2])])}, "gt has 1 cells for 2 test videos"),
-        ({"gt": np.zeros((1, 2))}, "gt has 2 cells for 2 test videos"),
+        ({"gt": cell([np.array([1, 2])])}, "1 cells in gt for 2 test videos"),
+        ({"gt": np.zeros((1, 2))}, "gt must be a cell of ranges a video, got float64"),
         ({"gt": cell([np.array([3, 7]), np.array([1, 2])])}, "from frame 3 to 7.* has 6 frames"),
         ({"gt": cell([np.array([0, 2]), np.array([1, 2])])}, "from frame 0 to 2"),
         ({"gt": cell([np.array([4, 3]), np.array([1, 2])])}, "from frame 4 to 3"),
-        ({"gt": cell([np.ones((3, 2)), np.array([1, 2])])}, r"\[2, events\], got \[3, 2\]"),
+        ({"gt": cell([np.ones((3, 2)), np.array([1, 2])])}, r"\[2, events\], got float64\[3, 2\]"),
     ],
     ids=["key", "count", "no-cell", "beyond", "zero", "backwards", "shape"],
 )
@@ -394,7 +395,10 @@ def test_labels_and_masks_that_disagree_are_mentioned(benchmark):
     np.savez(benchmark / "pixel_masks.npz", **{"01": masks_for(wider)})
     dataset = open_dataset(benchmark)
     assert_labels(dataset, LABELS)
-    assert "01: labels and masks disagree on 2 frames" in dataset.notes
+    assert (
+        "labels.npz and pixel masks pixel_masks.npz disagree on 2 of 6 frames (33.3%; 01: 2); "
+        "labels.npz is used, --labels masks takes the other"
+    ) in dataset.notes
 
 
 def test_masks_of_another_size_or_length_are_refused(benchmark):
