@@ -30,7 +30,6 @@ from sfn_rt.sinks.files import output_errors
 from sfn_train.checkpoint import NORMAL, Run
 from sfn_train.text import TextModel, default_folder
 
-PROFILE = "edge"
 TOKENIZER = "tokenizer.json"
 TRAINED = "trained by the bundle's maker; the training data's terms apply"
 
@@ -88,7 +87,7 @@ def pack(
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         system="sfn-vad",
-        profile=PROFILE,
+        profile=config.profile,
         sfn_version=__version__,
         observed=config.model.observed,
         lag=0,

@@ -70,6 +70,13 @@ class SemanticsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvidenceConfig:
+    """What of a model's errors is evidence; goes into the bundle's manifest."""
+
+    measure: Literal["largest_box", "mean"] = "largest_box"  # of a frame; the paper's is the mean
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weight of each loss; a branch that is off has none."""
 
@@ -136,18 +143,20 @@ class TrainConfig:
 class Config:
     """Everything that makes a run what it is."""
 
+    profile: str = "custom"  # what the settings are called, in the bundle and its reports
     system: System = "sfn-vad"
     model: AnyModelConfig
     data: DataConfig
     semantics: SemanticsConfig
+    visual: EvidenceConfig = field(default_factory=EvidenceConfig)
     train: TrainConfig
 
     def __post_init__(self) -> None:
-        if self.clips_per_run < 1:
+        clip = self.model.observed + (self.system == "sfn-vad")  # whose target comes after it
+        if self.data.run_length < clip:
             raise ValueError(
-                f"data.run_length {self.data.run_length} holds no clip: it must be "
-                f"{'above' if self.system == 'sfn-vad' else 'at least'} "
-                f"model.observed {self.model.observed}"
+                f"data.run_length {self.data.run_length} holds no clip: it must be above "
+                f"{clip - 1}, as a clip of {self.system} takes {clip} frames"
             )
 
     @property
@@ -159,9 +168,10 @@ class Config:
 
     @property
     def clips_per_run(self) -> int:
-        """Clips in a run of consecutive frames; a clip of SFN-VAD has its target after it."""
-        target = 1 if self.system == "sfn-vad" else 0
-        return self.data.run_length - self.model.observed - target + 1
+        """Clips in a run of consecutive frames; a run of the dual-memory system is one clip."""
+        if self.system == "dual-memory":
+            return 1
+        return self.data.run_length - self.model.observed
 
     @property
     def clips_per_step(self) -> int:

@@ -118,7 +118,13 @@ def visual_config(config: Config, prepared: Prepared) -> VisualConfig:
     ]
     side = round(float(np.sqrt(np.median(areas)))) if areas else height // 8
     side = int(np.clip(side, config.model.patch, height // 2))
-    return VisualConfig(box_height=side, box_width=side, grid_height=rows, grid_width=columns)
+    return VisualConfig(
+        measure=config.visual.measure,
+        box_height=side,
+        box_width=side,
+        grid_height=rows,
+        grid_width=columns,
+    )
 
 
 def fit_normal(
