@@ -152,6 +152,10 @@ def evaluate(
     captions: CaptionsOption = None,
     terms: TermsOption = None,
     fps: FpsOption = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="masks, frames or a label file's name, where DATA has several."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the scores of DATA against its labels."""
@@ -164,6 +168,7 @@ def evaluate(
         captions=captions,
         terms=parse_terms(terms),
         fps=fps,
+        labels=labels,
     )
     chosen = choose_bundle(bundle)
     from sfn_rt.evaluate import evaluate_dataset

@@ -52,7 +52,7 @@ class EvaluationReport:
 
 def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> EvaluationReport:
     """Score every labelled test video of `data` and measure the scores; writes to `options.out`."""
-    dataset = open_dataset(data, fps=options.fps)
+    dataset = open_dataset(data, fps=options.fps, labels=options.labels)
     labelled = [video for video in dataset.test if video.labels is not None]
     if not labelled:
         raise DataError(
@@ -85,6 +85,7 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
             baselines=baselines,
             localisation=places,
             fingerprint=dataset.fingerprint,
+            labels_from=dataset.labels_from,
             notes=notes,
         )
         with output_errors(options.out):

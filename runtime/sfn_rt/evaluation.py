@@ -115,6 +115,7 @@ class Evaluation:
     alpha: float
     fps: float
     fingerprint: str | None
+    labels_from: str | None  # the file, folder or rule that made the labels
     reasons: tuple[str, ...]  # why figures are n/a
     notes: tuple[str, ...]
 
@@ -158,6 +159,7 @@ class Evaluation:
             "schema_version": SCHEMA_VERSION,
             "labels": {
                 "fingerprint": self.fingerprint,
+                "source": self.labels_from,
                 "videos": len(self.videos),
                 "frames": sum(video.frames for video in self.videos),
                 "scored_frames": scored,
@@ -212,10 +214,11 @@ class Evaluation:
     def _head(self) -> Iterator[str]:
         scored = sum(video.scored for video in self.videos)
         abnormal = sum(video.abnormal for video in self.videos)
+        origin = f" from {printable(self.labels_from)}" if self.labels_from else ""
         yield _wrapped(
             f"{_count(len(self.videos), 'video')}, {_count(scored, 'scored frame')}: {abnormal} "
             f"abnormal, {scored - abnormal} normal; frames 0-{OBSERVED - 1} of each video are left "
-            f"out. Labels {self.fingerprint or 'without a fingerprint'}."
+            f"out. Labels {self.fingerprint or 'without a fingerprint'}{origin}."
         )
         c = self.constants
         origin = f"published for {self.constants_name}" if self.published else self.constants_name
@@ -308,6 +311,7 @@ def evaluate(
     baselines: Mapping[str, Mapping[str, FloatArray]] | None = None,
     localisation: Mapping[str, float] | None = None,
     fingerprint: str | None = None,
+    labels_from: str | None = None,
     notes: Sequence[str] = (),
 ) -> Evaluation:
     """Measure scored videos against their labels (T,), 1 = abnormal, by video name.
@@ -391,6 +395,7 @@ def evaluate(
         alpha=alpha,
         fps=fps,
         fingerprint=fingerprint,
+        labels_from=labels_from,
         reasons=tuple(_reasons(video_rows, deployed, localisation)),
         notes=tuple(notes),
     )

@@ -46,6 +46,7 @@ class EvalOptions:
     captions: Path | None = None
     terms: tuple[str, ...] | None = None
     fps: float | None = None
+    labels: str | None = None  # "masks", "frames" or a label file's name; None: datasets' rule
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -72,6 +72,7 @@ def make(truth: dict[str, np.ndarray] | None = None, terms=TERMS, **changes: Any
             },
         },
         "fingerprint": "0123456789abcdef",
+        "labels_from": "frame_labels.npz",
     }
     settings |= changes
     return evaluate(settings.pop("videos"), settings.pop("labels"), **settings)
@@ -168,6 +169,8 @@ def test_json_follows_its_schema(result: Evaluation):
     answer = schema_check(result)
     assert answer["labels"]["scored_frames"] == 3 * (T - 4)
     assert answer["labels"]["fingerprint"] == "0123456789abcdef"
+    assert answer["labels"]["source"] == "frame_labels.npz"
+    assert "Labels 0123456789abcdef from frame_labels.npz." in " ".join(make().table().split())
     assert answer["protocols"]["paper"]["constants"] == "ped2"
     assert answer["protocols"]["paper"]["published"] is True
     assert answer["videos"][2]["causal_auc"] is None
