@@ -1,0 +1,1 @@
+"""Other people's weights: found, read without running their code, checked, converted."""
