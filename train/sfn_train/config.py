@@ -59,7 +59,8 @@ class SemanticsConfig:
     captioner: Literal["scene", "cached"] = "scene"
     captions: str | None = None  # cached: folder with a NAME.json a video
     stride: int = 4  # frames a caption holds for
-    text: str | None = None  # sentence-transformers folder; none for all-MiniLM-L6-v2
+    text: str | None = None  # sentence-transformers or plain BERT folder; none: all-MiniLM-L6-v2
+    pooling: Literal["pooler", "cls", "mean"] | None = None  # of a plain BERT, which states none
     scene: SceneConfig = field(default_factory=SceneConfig)
 
     def __post_init__(self) -> None:
@@ -67,6 +68,8 @@ class SemanticsConfig:
             raise ValueError(f"stride must be at least 1, got {self.stride}")
         if (self.captioner == "cached") != (self.captions is not None):
             raise ValueError("captions names the folder of the cached captioner: set both or none")
+        if self.pooling is not None and self.text is None:
+            raise ValueError("pooling is of the plain BERT folder that text names: set both")
 
 
 @dataclass(frozen=True, kw_only=True)
