@@ -19,17 +19,9 @@ from sfn_train.checkpoint import load_run
 from sfn_train.config import Config, TrainConfig, parse_config
 from sfn_train.data.prepare import Prepared, prepare
 from sfn_train.exceptions import RunError
-from sfn_train.loop import (
-    Interrupted,
-    Training,
-    check_out,
-    fit,
-    learning_rate,
-    make_loaders,
-    make_sampler,
-    resumed_config,
-    total_steps,
-)
+from sfn_train.loaders import make_loaders, make_sampler, total_steps
+from sfn_train.loop import Interrupted, Training, fit, learning_rate
+from sfn_train.run_folder import check_out, resumed_config
 
 
 @pytest.fixture(scope="module")

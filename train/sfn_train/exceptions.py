@@ -9,3 +9,7 @@ class ConfigError(SfnError):
 
 class RunError(SfnError):
     """A run folder cannot be used, or must not be written."""
+
+
+class DeviceError(SfnError):
+    """The device, or the number of them, cannot do what was asked."""

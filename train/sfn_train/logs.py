@@ -2,7 +2,7 @@
 
 import csv
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,14 @@ from lightning.pytorch.loggers.logger import Logger
 
 from sfn_rt.progress import Progress
 
-LOSSES = ("total", "frame", "text", "motion", "balance")
-COLUMNS = ("step", "split", *LOSSES, "learning_rate", "minutes")
-
 
 class MetricsCsv(Logger):
     """metrics.csv: a row a logged step and split. A resumed run cuts what it will do again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, losses: Sequence[str]) -> None:
         super().__init__()
         self.path = path
+        self.columns = ("step", "split", "total", *losses, "learning_rate", "minutes")
         self._logged: dict[str, int] = {}  # split -> its last step
 
     @property
@@ -39,7 +37,7 @@ class MetricsCsv(Logger):
             with self.path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
         with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
 
@@ -60,7 +58,9 @@ class MetricsCsv(Logger):
             if row and done != self._logged.get(split):  # Lightning repeats the last on stopping
                 self._logged[split] = done
                 with self.path.open("a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS).writerow(row | {"step": done, "split": split})
+                    csv.DictWriter(file, self.columns).writerow(
+                        row | {"step": done, "split": split}
+                    )
 
 
 class StepBar(Progress):

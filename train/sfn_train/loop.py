@@ -5,60 +5,48 @@ time trained), so a run that was interrupted and resumed ends with the weights, 
 would have had. Ctrl-C finishes the step, saves, and stops.
 """
 
-import ctypes
 import logging
 import math
-import os
-import pickle
-import shutil
-import signal
-import sys
 import time
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sfn_rt.sinks.files import output_errors, write_atomic
-from sfn_train.checkpoint import (
-    CHECKPOINT,
-    CONFIG,
-    INFO,
-    NORMAL,
-    WEIGHTS,
-    Run,
-    load_config,
-    save_run,
-)
-from sfn_train.config import Config, TrainConfig, parse_config
-from sfn_train.data.clips import StepSampler, spread_runs, usable_spans
+from sfn_train.callbacks import Bar, Stopper, checkpoints, ends_step, tensorboard
+from sfn_train.checkpoint import CHECKPOINT, CONFIG, Run, save_run
+from sfn_train.config import Config, TrainConfig
 from sfn_train.data.prepare import Prepared
-from sfn_train.exceptions import RunError
-from sfn_train.logs import MetricsCsv, StepBar
+from sfn_train.devices import (
+    choose_precision,
+    is_first,
+    precision_plugin,
+    strategy,
+    tune_allocator,
+)
+from sfn_train.exceptions import DeviceError
+from sfn_train.gpu_memory import measure, out_of_memory
+from sfn_train.loaders import Loader, make_loaders, make_sampler, total_steps
+from sfn_train.logs import MetricsCsv
+from sfn_train.run_folder import METRICS, sole_training
 from sfn_train.statistics import fit_statistics
-from sfn_train.systems import build_network, clip_dataset, training_losses
+from sfn_train.systems import build_network, loss_names, training_losses
 
-METRICS, TENSORBOARD = "metrics.csv", "tensorboard"
-WRITTEN = (WEIGHTS, NORMAL, INFO, CONFIG, METRICS, TENSORBOARD, CHECKPOINT.parts[0])
 EXPECTED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
     r"The '(train|val)_dataloader' does not have many workers",  # reading a map needs none
     "Checkpoint directory .* exists and is not empty",  # it holds what --resume reads
     "The dirpath has changed from",  # the run folder may be moved
+    "find_unused_parameters=True was specified",  # most settings use all; see devices.strategy
 )
-Loader = DataLoader[dict[str, Tensor]]
-MAY_CHANGE = ("steps", "epochs", "minutes", "devices", "accelerator", "strategy", "workers")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -77,18 +65,29 @@ class Training(lightning.LightningModule):
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained_s = 0.0  # by earlier processes
         self.last_loss = math.nan
+        self._step_losses: dict[str, Tensor] = {}  # summed over the batches of a logged step
         self._started = time.monotonic()
 
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
-        """Losses of one batch of runs."""
+        """Losses of one batch of runs; the logged ones are those of the whole step."""
         losses = training_losses(self.model, batch, self.config)
-        if (self.global_step + 1) % self.config.train.log_every == 0:  # reading a loss waits for it
-            values: dict[str, Any] = {f"train/{k}": loss.detach() for k, loss in losses.items()}
-            values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            values["train/minutes"] = self.minutes()
-            self.log_dict(values | {"step": float(self.global_step + 1)})
-            self.last_loss = float(losses["total"].detach())
+        c = self.config.train
+        if (self.global_step + 1) % c.log_every == 0:  # reading a loss waits for it
+            for name, loss in losses.items():
+                self._step_losses[name] = self._step_losses.get(name, 0) + loss.detach()
+            if ends_step(self.config, index):
+                self._log_step()
         return losses["total"]
+
+    def _log_step(self) -> None:
+        names = list(self._step_losses)
+        summed = torch.stack([self._step_losses.pop(name) for name in names])
+        means = self.trainer.strategy.reduce(summed / self.config.train.accumulate)  # of devices
+        values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        values["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        values["train/minutes"] = self.minutes()
+        self.log_dict(values | {"step": float(self.global_step + 1)})
+        self.last_loss = float(values["train/total"])
 
     def validation_step(self, batch: Mapping[str, Tensor], index: int) -> None:
         """The same losses on held-out normal clips."""
@@ -106,8 +105,14 @@ class Training(lightning.LightningModule):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip here: Lightning refuses to with a fused optimizer, for the sake of fp16 alone."""
+        """Clip here: Lightning refuses to with a fused optimizer, which unscales by itself in fp16.
+
+        So they are unscaled first. A step with an infinity in it is skipped, and counts.
+        """
         if (norm := self.config.train.gradient_clip) is not None:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            if scaler is not None:
+                scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(self.parameters(), norm)
 
     def on_train_start(self) -> None:
@@ -119,7 +124,10 @@ class Training(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: object, index: int) -> None:
         """Set the learning rate of this step."""
-        rate = learning_rate(self.config.train, self.global_step, self.done())
+        done = self.done()
+        if self.config.train.minutes is not None:  # clocks differ, learning rates must not
+            done = self.trainer.strategy.broadcast(done)
+        rate = learning_rate(self.config.train, self.global_step, done)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
@@ -137,7 +145,13 @@ class Training(lightning.LightningModule):
         checkpoint["trained_s"] = self.minutes() * 60
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts batches, of which a step may have more or fewer than it had."""
         self.trained_s = float(checkpoint["trained_s"])
+        batches = checkpoint["global_step"] * self.config.train.accumulate
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            unfinished = counts["ready"] - counts["completed"]  # 1 where saved at a batch's end
+            counts.update(dict.fromkeys(counts, batches), completed=batches - unfinished)
 
 
 def learning_rate(c: TrainConfig, step: int, done: float) -> float:
@@ -146,68 +160,6 @@ def learning_rate(c: TrainConfig, step: int, done: float) -> float:
     if c.schedule == "cosine":
         rate *= 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
     return rate
-
-
-class Stopper(Callback):
-    """Ends training at the time limit or on a signal, always after a whole step."""
-
-    def __init__(self) -> None:
-        self.signalled = False
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
-    ) -> None:
-        """All devices stop at the same step."""
-        assert isinstance(pl_module, Training)
-        limit = pl_module.config.train.minutes
-        stop = self.signalled or (limit is not None and pl_module.minutes() >= limit)
-        if trainer.strategy.reduce_boolean_decision(stop, all=False):
-            trainer.should_stop = True
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """The first Ctrl-C asks to stop; the second one stops on the spot."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self.signalled = True
-            signal.signal(number, before[signal.Signals(number)])
-
-        before: dict[signal.Signals, Any] = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.getsignal(number)
-                signal.signal(number, ask)
-        except ValueError:  # not in the main thread, where no signal arrives either
-            before.clear()
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-class Bar(Callback):
-    """Steps, rate, loss and time left on a terminal."""
-
-    def on_train_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        total = trainer.max_steps if trainer.max_steps > 0 else None
-        enabled = trainer.is_global_zero
-        self._bar = StepBar("training", total, done=trainer.global_step, enabled=enabled)
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
-    ) -> None:
-        assert isinstance(pl_module, Training)
-        if not math.isnan(pl_module.last_loss):
-            self._bar.label = f"training  loss {pl_module.last_loss:.4f}"
-        self._bar.advance()
-
-    def on_train_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        self._bar.__exit__()
 
 
 @dataclass(frozen=True)
@@ -230,157 +182,96 @@ class Summary:
         )
 
 
-def check_out(out: Path, *, resume: bool, force: bool) -> None:
-    """Refuse to write over a run before anything slow begins; --force clears what is there."""
-    if resume:
-        load_config(out)
-        if not (out / CHECKPOINT).exists():
-            raise RunError(
-                f"{out / CHECKPOINT} does not exist: nothing to resume; leave out --resume and "
-                f"add --force to start again"
-            )
-        check_checkpoint(out / CHECKPOINT)
-        return
-    with output_errors(out):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            if not force:
-                raise RunError(
-                    f"{out} exists; --resume continues it, --force replaces it, or choose "
-                    f"another --out"
-                )
-            for name in WRITTEN:
-                target = out / name
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-
-
-def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint that is damaged, or that would run code when loaded."""
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no checkpoint of torch, or is cut short")
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RunError(
-            f"{path} cannot be resumed from ({reason}); leave out --resume and add --force to "
-            f"start again"
-        ) from None
-
-
-def resumed_config(out: Path, changes: Sequence[str]) -> Config:
-    """The run's own settings; only where and how long it trains may change."""
-    saved = load_config(out)
-    config = parse_config(saved.to_yaml(), str(out / CONFIG), changes)
-    allowed = {name: getattr(config.train, name) for name in MAY_CHANGE}
-    if replace(saved, train=replace(saved.train, **allowed)) != config:
-        raise RunError(
-            f"{out}: a resumed run may change only "
-            f"{', '.join(f'train.{name}' for name in MAY_CHANGE)}; leave out --resume and choose "
-            f"another --out to train with other settings"
-        )
-    return config
-
-
 def fit(prepared: Prepared, config: Config, out: Path, *, resume: bool = False) -> Summary | None:
     """Train into `out`, which `check_out` has seen; None on all but the first device."""
     train = config.train
     lightning.seed_everything(train.seed, workers=True, verbose=False)
     tune_allocator()
-    precision = native_precision() if train.precision == "auto" else train.precision
     module = Training(config)
     sampler = make_sampler(prepared, config, module)
     module.total_steps = total_steps(train, sampler.steps_per_epoch)
     loaders = make_loaders(prepared, config, sampler)
-    stopper, metrics = Stopper(), MetricsCsv(out / METRICS)
-    with output_errors(out), quiet():
+    stopper = Stopper()
+    with sole_training(out), output_errors(out), quiet():
+        trainer = make_trainer(module, out, stopper)
         if is_first():
             write_atomic(out / CONFIG, config.to_yaml())
-        trainer = lightning.Trainer(
-            accelerator=train.accelerator,
-            devices=train.devices,
-            strategy=train.strategy,
-            precision=precision,
+        with _memory_errors(module, trainer, loaders[1], out):
+            with stopper.signals():
+                checkpoint = out / CHECKPOINT if resume else None
+                trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
+            minutes = module.minutes()
+            trainer.save_checkpoint(out / CHECKPOINT)
+            if stopper.interrupted(trainer):
+                raise Interrupted
+            (losses,) = trainer.validate(module, loaders[1], verbose=False)
+        if not trainer.is_global_zero:
+            return None
+        shown = {
+            name.removeprefix("validation/"): float(value)
+            for name, value in losses.items()
+            if name.startswith("validation/")
+        }
+        summary = Summary(out, trainer.global_step, minutes, shown)
+        info = describe_run(prepared, config, summary)
+        run = Run(out, config, module.model.cpu().eval(), {}, info)
+        save_run(fit_statistics(run, prepared))
+    return summary
+
+
+def make_trainer(module: Training, out: Path, stopper: Stopper) -> lightning.Trainer:
+    """Lightning's Trainer; it counts batches where it says so, and we count steps."""
+    c = module.config.train
+    metrics = MetricsCsv(out / METRICS, loss_names(module.config))
+    try:
+        return lightning.Trainer(
+            accelerator=c.accelerator,
+            devices=c.devices,
+            strategy=strategy(c),
+            plugins=[precision_plugin(choose_precision(c), c)],
             max_steps=module.total_steps or -1,
             max_epochs=-1,
-            val_check_interval=train.validate_every,
+            accumulate_grad_batches=c.accumulate,
+            val_check_interval=c.validate_every * c.accumulate,  # batches
             check_val_every_n_epoch=None,
-            log_every_n_steps=train.log_every,
+            log_every_n_steps=c.log_every,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=out,
             logger=[metrics, tensorboard(out)],
-            callbacks=[stopper, Bar(), checkpoints(out, train.checkpoint_every)],
+            callbacks=[stopper, Bar(), checkpoints(out, c.checkpoint_every)],
         )
-        checkpoint = out / CHECKPOINT if resume else None
-        with stopper.signals():
-            trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
-        minutes = module.minutes()
-        trainer.save_checkpoint(out / CHECKPOINT)
-        if stopper.signalled:
-            raise Interrupted
-        (losses,) = trainer.validate(module, loaders[1], verbose=False)
-    if not trainer.is_global_zero:
-        return None
-    shown = {
-        name.removeprefix("validation/"): float(value)
-        for name, value in losses.items()
-        if name.startswith("validation/")
-    }
-    summary = Summary(out, trainer.global_step, minutes, shown)
-    info = describe_run(prepared, config, summary, precision)
-    run = Run(out, config, module.model.cpu().eval(), {}, info)
-    save_run(fit_statistics(run, prepared))
-    return summary
+    except (MisconfigurationException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DeviceError(
+            f"train.accelerator={c.accelerator}, train.devices={c.devices}, "
+            f"train.strategy={c.strategy} cannot train here: {reason}"
+        ) from None
 
 
-def total_steps(c: TrainConfig, steps_per_epoch: int) -> int | None:
-    """Steps until the end; None where only time limits the run."""
-    limits = [c.steps, None if c.epochs is None else c.epochs * steps_per_epoch]
-    return min((limit for limit in limits if limit is not None), default=None)
+@contextmanager
+def _memory_errors(
+    module: Training, trainer: lightning.Trainer, held_out: Loader, out: Path
+) -> Iterator[None]:
+    """Where the GPU's memory does not suffice, name the batch that would."""
+    device = trainer.strategy.root_device
+    try:
+        yield
+        return
+    except torch.OutOfMemoryError:
+        pass  # leave the handler first: its traceback holds the failed step's tensors
+
+    def total(batch: Mapping[str, Tensor]) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            return training_losses(module.model, batch, module.config)["total"]
+
+    memory = measure(module.model, total, next(iter(held_out)), device)
+    raise out_of_memory(module.config.train, memory, resumable=(out / CHECKPOINT).exists())
 
 
-def make_sampler(prepared: Prepared, config: Config, module: Training) -> StepSampler:
-    """Batches for the step the trainer is at."""
-    length = config.data.run_length
-    return StepSampler(
-        usable_spans(prepared, prepared.split.train, length),
-        run_length=length,
-        clips=config.clips_per_run,
-        batch=config.train.batch,
-        seed=config.train.seed,
-        begin=lambda: (module.global_step, module.global_rank),
-        world=config.train.devices,
-    )
-
-
-def make_loaders(prepared: Prepared, config: Config, sampler: StepSampler) -> tuple[Loader, Loader]:
-    """Training without end, and the same held-out runs at every validation."""
-    length, c = config.data.run_length, config.train
-    held_out = spread_runs(
-        usable_spans(prepared, prepared.split.held_out, length),
-        run_length=length,
-        clips=config.clips_per_run,
-        most=c.validation_batches * c.batch,
-    )
-    batches = [held_out[i : i + c.batch] for i in range(0, len(held_out), c.batch)]
-    workers, keep = c.workers, c.workers > 0
-    return (
-        DataLoader(
-            clip_dataset(prepared, config, vary=True),
-            batch_sampler=sampler,
-            num_workers=workers,
-            persistent_workers=keep,
-        ),
-        DataLoader(clip_dataset(prepared, config, vary=False), batch_sampler=batches),
-    )
-
-
-def describe_run(
-    prepared: Prepared, config: Config, summary: Summary, precision: str
-) -> dict[str, Any]:
+def describe_run(prepared: Prepared, config: Config, summary: Summary) -> dict[str, Any]:
     """run.json: what made this model, for the bundle's provenance."""
     split = {
         part: [
@@ -399,54 +290,11 @@ def describe_run(
         "split": split,
         "steps": summary.steps,
         "minutes": round(summary.minutes, 3),
-        "precision": precision,
+        "clips_per_step": config.clips_per_step,
+        "precision": choose_precision(config.train),
         "torch": torch.__version__,
         "held_out_losses": dict(summary.losses),
     }
-
-
-def checkpoints(out: Path, every: int) -> ModelCheckpoint:
-    """last.ckpt, replaced whole every so many steps."""
-    return ModelCheckpoint(
-        dirpath=out / CHECKPOINT.parent,
-        filename=CHECKPOINT.stem,
-        every_n_train_steps=every,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
-
-
-def tensorboard(out: Path) -> TensorBoardLogger:
-    """Curves in OUT/tensorboard, one file a start."""
-    return TensorBoardLogger(out, name=TENSORBOARD, version="", default_hp_metric=False)
-
-
-def is_first() -> bool:
-    """Whether this process is the first of those that share the work."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def native_precision() -> Literal["bf16-mixed", "32-true"]:
-    """bf16 where the processor computes in it; elsewhere it is emulated and slower than fp32."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if native else "32-true"
-
-
-def tune_allocator() -> None:
-    """Let glibc keep freed memory: a step allocates and frees hundreds of MB, and handing them
-    back makes the kernel zero the same pages again at every step. No effect elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is None:
-        return
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names in malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)
-    mallopt(top_pad, 256 << 20)
 
 
 @contextmanager

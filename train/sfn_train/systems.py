@@ -1,10 +1,10 @@
-"""The systems that can be trained, behind four functions: network, losses, clips, backend.
+"""The systems that can be trained: network, losses, clips, order of clips, backend of each.
 
 Training, run folders and statistics ask here and know no system by name. A system's code is
 imported where it is asked for, so one does not load the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from sfn_rt.backends.base import Backend
 from sfn_train.config import Config
-from sfn_train.data.clips import Runs
+from sfn_train.data.clips import Runs, StepSampler
 from sfn_train.data.prepare import Prepared
+from sfn_train.data.split import Span
 from sfn_train.losses import compute_losses
 from sfn_train.model import SFN, ModelConfig
 from sfn_train.text import TextModel
@@ -47,13 +48,49 @@ def training_losses(
         return compute_losses(prediction, frames, text, config.model, config.train.loss)
 
 
+def loss_names(config: Config) -> tuple[str, ...]:
+    """Every loss that the system may have, in the order of the log's columns."""
+    if isinstance(config.model, ModelConfig):
+        return ("frame", "text", "motion", "balance")
+    return ("reconstruction", "entropy", "distance", "pseudo")
+
+
 def clip_dataset(prepared: Prepared, config: Config, *, vary: bool) -> Dataset[dict[str, Tensor]]:
     """Runs of footage, indexed by video and first frame; `vary` for training."""
     if isinstance(config.model, ModelConfig):
         return Runs(prepared, config, vary=vary)
     from sfn_train.dual_memory import DualClips
 
-    return DualClips(prepared, config, vary=vary)
+    return DualClips(prepared)
+
+
+def clip_sampler(
+    spans: Sequence[Span], config: Config, begin: Callable[[], tuple[int, int]]
+) -> StepSampler:
+    """The training batches of each device, from the step and for the rank that `begin` gives."""
+    c = config.train
+    if isinstance(config.model, ModelConfig):
+        return StepSampler(
+            spans,
+            run_length=config.data.run_length,
+            clips=config.clips_per_run,
+            batch=c.batch,
+            seed=c.seed,
+            begin=begin,
+            world=c.devices,
+            accumulate=c.accumulate,
+        )
+    from sfn_train.dual_memory import DualSampler
+
+    return DualSampler(
+        spans,
+        config.model,
+        batch=c.batch,
+        seed=c.seed,
+        begin=begin,
+        world=c.devices,
+        accumulate=c.accumulate,
+    )
 
 
 def open_backend(network: nn.Module, text: TextModel | None) -> Backend:

@@ -54,7 +54,11 @@ class Runs(Dataset[dict[str, Tensor]]):
 
 
 class StepSampler(Sampler[list[Place]]):
-    """Batches without end, from the step that `begin` returns, with this device's rank."""
+    """Batches without end, from the step that `begin` returns, with this device's rank.
+
+    A step takes `accumulate` batches on each of `world` devices. Which runs it learns from depends
+    on their number alone, not on how they are shared out.
+    """
 
     def __init__(
         self,
@@ -66,11 +70,13 @@ class StepSampler(Sampler[list[Place]]):
         seed: int,
         begin: Callable[[], tuple[int, int]],
         world: int = 1,
+        accumulate: int = 1,
     ) -> None:
         self._spans, self._length, self._clips = spans, run_length, clips
         self._batch, self._seed, self._begin, self._world = batch, seed, begin, world
+        self._accumulate = accumulate
         self.n_runs = sum((len(span) - run_length) // clips + 1 for span in spans)
-        self.steps_per_epoch = max(1, self.n_runs // (batch * world))
+        self.steps_per_epoch = max(1, self.n_runs // (batch * world * accumulate))
 
     def __iter__(self) -> Iterator[list[Place]]:
         step, rank = self._begin()
@@ -78,8 +84,9 @@ class StepSampler(Sampler[list[Place]]):
             epoch, place = divmod(step, self.steps_per_epoch)
             order = self.epoch(epoch)
             for i in range(place, self.steps_per_epoch):
-                start = (i * self._world + rank) * self._batch
-                yield [order[j % len(order)] for j in range(start, start + self._batch)]
+                for part in range(i * self._accumulate, (i + 1) * self._accumulate):
+                    start = (part * self._world + rank) * self._batch
+                    yield [order[j % len(order)] for j in range(start, start + self._batch)]
                 step += 1
 
     def epoch(self, epoch: int) -> list[Place]:
