@@ -186,3 +186,150 @@ def captions(
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
     typer.echo(summary.text())
+
+
+data_app = typer.Typer(help="Looks at data folders.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.callback()
+def data_root() -> None:
+    """Looks at data folders."""
+
+
+@data_app.command("check")
+def data_check(
+    data: Annotated[Path, typer.Argument(metavar="FOLDER", help="The data folder.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(help="masks, frames or a label file's name, where there are several."),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second, where the videos do not state it.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read only the first frame of each video.")
+    ] = False,
+) -> None:
+    """Say what FOLDER holds, what is missing and where its owners offer it; exit 2 if anything."""
+    from sfn_rt.printable import printable
+    from sfn_train.data.check import check_data
+
+    report = check_data(data, fps=fps, labels=labels, quick=quick)
+    typer.echo(report.text())
+    for problem in report.problems:
+        typer.echo(f"error: {printable(problem)}", err=True)
+    if report.problems:
+        raise typer.Exit(EXIT_MISTAKE)
+
+
+@app.command()
+def captions(
+    data: Annotated[Path, typer.Argument(help="A folder of normal videos, or a benchmark's.")],
+    weights: Annotated[str, typer.Option(help="Folder of an InternVL, or its name on the hub.")],
+    out: Annotated[Path, typer.Option(help="The cache; what is there already is not redone.")],
+    text: Annotated[
+        Path | None, typer.Option(help="Sentence encoder's folder; default all-MiniLM-L6-v2.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which videos: train, test or all.")] = "all",
+    stride: Annotated[int, typer.Option(help="Frames from one caption to the next.")] = 1,
+    batch: Annotated[int, typer.Option(help="Clips described at once.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="A caption is cut there.")] = 1024,
+    prompt: Annotated[
+        str | None, typer.Option(help="Another question than the paper's, behind the frames.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Work on a Ray cluster: its address, auto, or local for a new one here."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="On the cluster; default one a GPU, without GPUs one a CPU.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second, where the videos do not state it.")
+    ] = None,
+) -> None:
+    """Describe every clip of DATA with a vision-language model."""
+    from sfn_rt.datasets import open_dataset
+    from sfn_train.captions.make import CaptionOptions, make_captions
+    from sfn_train.captions.vlm import QUESTION
+    from sfn_train.weights.folder import find_folder
+
+    options = CaptionOptions(
+        weights=find_folder(weights),
+        out=out,
+        text=text,
+        split=split,
+        stride=stride,
+        batch=batch,
+        max_tokens=max_tokens,
+        question=prompt or QUESTION,
+        ray=ray,
+        workers=workers,
+    )
+    try:
+        summary = make_captions(open_dataset(data, fps=fps), options, say=typer.echo)
+    except KeyboardInterrupt:
+        typer.echo(
+            "interrupted; all captions but those of the batch in work are kept: repeat the "
+            "command to go on",
+            err=True,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    typer.echo(summary.text())
+
+
+@app.command()
+def ablate(
+    data: Annotated[Path, typer.Argument(help="Normal videos, and test videos with labels.")],
+    table: Annotated[
+        str, typer.Option(help="branches, filters, memory, losses, windows, or all.")
+    ] = "all",
+    config: Annotated[
+        str, typer.Option(help="Base of every row: a name, or a YAML file.")
+    ] = "edge",
+    steps: Annotated[int, typer.Option(help="Training steps a row and seed.", min=1)] = 200,
+    seeds: Annotated[str, typer.Option(help="Each row is run with each of them.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Results; repeating the command goes on.")] = Path(
+        "runs/ablation"
+    ),
+    cache: Annotated[
+        Path | None, typer.Option(help="Prepared frames; default beside the results.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Write the tables as a page, too.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of every row.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that share the cores.", min=1)] = 1,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second, where the videos do not state it.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the results in --out and start again.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Tell what is in --out; run nothing.")
+    ] = False,
+) -> None:
+    """Run the rows of a table of ablations and print them beside the published figures."""
+    from sfn_train.ablation.rows import Base, seeds_of
+    from sfn_train.ablation.runner import Request, ablate
+
+    request = Request(
+        data=data,
+        table=table,
+        base=Base(config=config, changes=tuple(changes or ()), steps=steps),
+        seeds=seeds_of(seeds),
+        out=out,
+        cache=cache or out.parent / "cache",
+        fps=fps,
+        jobs=jobs,
+        force=force,
+        only_report=report,
+        docs=docs,
+    )
+    try:
+        typer.echo(ablate(request, typer.echo))
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished trials are kept: repeat the command to go on", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
