@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from sfn_rt.sinks.files import output_errors, write_atomic
@@ -61,8 +61,9 @@ class Training(lightning.LightningModule):
         self.config = config
         self.total_steps: int | None = None  # None: only time limits the run
         self.model = build_network(config)
-        # 5 % of a step on a CPU: the frame head's convolutions.
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # 5 % of a step on a CPU: the frame head's convolutions; 20 % where all is convolution.
+        layout = getattr(self.model, "memory_format", torch.channels_last)
+        self.model.to(memory_format=layout)  # type: ignore[call-overload]
         self.trained_s = 0.0  # by earlier processes
         self.last_loss = math.nan
         self._step_losses: dict[str, Tensor] = {}  # summed over the batches of a logged step
