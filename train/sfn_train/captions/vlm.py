@@ -1,0 +1,226 @@
+"""The captioning half of the semantic branch, paper Eq. (2): four frames and a prompt to English.
+
+InternVL in transformers' native class, from a local folder of safetensors; nothing is fetched and
+no code of the folder runs. Every frame is one tile, resized and normalised by `sfn_rt.preprocess`.
+
+Axes: B clips, F distinct frames of them, T frames a clip, L tokens of the prompt, D width of the
+language model, N its tokens a tile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfn_rt.exceptions import DataError
+from sfn_rt.frames import Image
+from sfn_rt.preprocess import Preprocessing, preprocess
+from sfn_train.weights.folder import CONVERT, Kind, fingerprint, hash_files, kind_of, list_tensors
+
+FRAMES = 4  # T
+QUESTION = (
+    "Describe the scene in the video segment, what objects are present, and what is each person "
+    "doing?"
+)
+END_OF_TURN = "<|im_end|>"
+NOTHING_SAID = "No description."  # where the model ends at once: a caption is never empty
+
+# What of a weights folder decides its captions.
+DECISIVE = (
+    *("*.safetensors", "config.json", "generation_config.json", "chat_template*"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "*tokens*.json"),
+)
+
+Clip = tuple[int, ...]  # T indices into the frames given with it
+
+
+@dataclass(frozen=True)
+class Said:
+    """One caption."""
+
+    text: str
+    cut: bool  # it had not ended at the most tokens allowed
+
+
+def full_prompt(question: str = QUESTION) -> str:
+    """The question behind its frames: `Frame1: <image>` and so on, a line each."""
+    return "".join(f"Frame{i}: <image>\n" for i in range(1, FRAMES + 1)) + question
+
+
+def read_tile(folder: Path) -> Preprocessing:
+    """How the model in `folder` sees a frame; reads its config alone."""
+    height, width = _config(folder).vision_config.image_size
+    return Preprocessing(height=height, width=width, resize="bicubic")
+
+
+def tile_settings(tile: Preprocessing) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return asdict(tile) | {"mean": list(tile.mean), "std": list(tile.std)}
+
+
+def model_sha256(folder: Path) -> str:
+    """Names the model: its weights, config, tokenizer and chat template."""
+    return fingerprint(hash_files({file for name in DECISIVE for file in folder.glob(name)}))
+
+
+class Vlm:
+    """A vision-language model that describes clips, greedily and in batches."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        question: str = QUESTION,
+        max_tokens: int = 1024,
+        device: str | None = None,
+    ) -> None:
+        from transformers import GenerationConfig, InternVLForConditionalGeneration
+
+        self.tile = read_tile(folder)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        try:
+            model, found = InternVLForConditionalGeneration.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(f"{folder}: {_line(error)}; {_check(folder)}") from None
+        if wrong := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])}):
+            raise DataError(
+                f"{folder}: {len(wrong)} tensors are missing or of another size, the first "
+                f"{wrong[0]}; {_check(folder)}"
+            )
+        self._model: Any = model.to(self.device).eval().requires_grad_(False)
+        self._tokenizer = _tokenizer(folder)
+        self.prompt = full_prompt(question)
+        self._prompt_ids = self._tokenise(folder)  # (1, L)
+        self.max_tokens = max_tokens
+        stops = _stops(model, self._tokenizer)
+        # In place of the folder's own: temperatures and penalties there are not greedy.
+        self._model.generation_config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_tokens,
+            eos_token_id=stops,
+            pad_token_id=stops[0],  # behind an end, where nothing is read
+        )
+        self._stops = frozenset(stops)
+        self.most: int | None = None  # clips that fitted into memory, once some did not
+
+    def caption(self, frames: Sequence[Image], clips: Sequence[Clip]) -> list[Said]:
+        """Describe each clip; where the GPU's memory does not hold all of them, in parts."""
+        said: list[Said] = []
+        while len(said) < len(clips):
+            part = clips[len(said) :][: self.most]
+            try:
+                said += self._describe(frames, part)
+                continue
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise DataError(
+                        f"the memory of {self.device} does not hold one clip at {self.max_tokens} "
+                        f"tokens; lower --max-tokens, or use a GPU with more memory"
+                    ) from None
+            self.most = len(part) // 2
+            torch.cuda.empty_cache()  # outside of `except`, which keeps the failed tensors alive
+        return said
+
+    @torch.inference_mode()
+    def _describe(self, frames: Sequence[Image], clips: Sequence[Clip]) -> list[Said]:
+        used = sorted({index for clip in clips for index in clip})
+        place = {index: i for i, index in enumerate(used)}
+        tiles = np.stack([preprocess(frames[index], self.tile) for index in used])
+        pixels = torch.from_numpy(tiles).to(self.device)  # (F, 3, h, w)
+        seen = self._model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        order = torch.tensor([[place[i] for i in clip] for clip in clips], device=self.device)
+        # Neighbouring clips share three of four frames: each is looked at once. All prompts are of
+        # one length, so a batch needs no padding.
+        embeds = self._model.get_input_embeddings()(self._prompt_ids).repeat(len(clips), 1, 1)
+        where = (self._prompt_ids == self._model.config.image_token_id).expand(len(clips), -1)
+        embeds[where] = seen[order].reshape(-1, seen.shape[-1]).to(embeds.dtype)  # (B, L, D)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=self.device)
+        new: Tensor = self._model.generate(inputs_embeds=embeds, attention_mask=mask)  # (B, ≤max)
+        return [self._said(tokens) for tokens in new.tolist()]
+
+    def _said(self, tokens: list[int]) -> Said:
+        end = next((i for i, token in enumerate(tokens) if token in self._stops), None)
+        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+        return Said(text or NOTHING_SAID, cut=end is None)
+
+    def _tokenise(self, folder: Path) -> Tensor:
+        config = self._model.config
+        context = self._tokenizer.convert_ids_to_tokens(config.image_token_id)
+        tile = f"<img>{context * config.image_seq_length}</img>"
+        message = {"role": "user", "content": self.prompt.replace("<image>", tile)}
+        ids: Tensor = self._tokenizer.apply_chat_template(
+            [message], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        wanted = FRAMES * config.image_seq_length
+        if (found := int((ids == config.image_token_id).sum())) != wanted:
+            raise DataError(
+                f"{folder}: its tokenizer gives {found} image tokens for {FRAMES} frames, the "
+                f"config expects {wanted}; {_check(folder)}"
+            )
+        return ids.to(self.device)
+
+
+def _config(folder: Path) -> Any:
+    """Its settings, once the folder is known to be of the class and to hold safetensors."""
+    from transformers import InternVLConfig
+
+    if (kind := kind_of(folder)) is not Kind.INTERNVL:
+        way = f"run `{CONVERT} {folder}`" if kind is Kind.INTERNVL_REMOTE else "give such a folder"
+        raise DataError(
+            f"{folder} holds {kind.value}; captions need {Kind.INTERNVL.value}: {way}"
+        )
+    list_tensors(folder)
+    return InternVLConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: its tokenizer cannot be read: {_line(error)}") from None
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"{folder}: its tokenizer has no chat template; copy chat_template.jinja from where "
+            f"the weights come from"
+        )
+    return tokenizer
+
+
+def _stops(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a caption: the model's own, and the end of its turn in the chat."""
+    own = model.generation_config.eos_token_id
+    if own is None:
+        own = model.config.text_config.eos_token_id
+    stops = [] if own is None else [own] if isinstance(own, int) else list(own)
+    end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    if isinstance(end, int) and end != tokenizer.unk_token_id and end not in stops:
+        stops.append(end)
+    if not stops:
+        raise DataError(
+            "neither generation_config.json nor the tokenizer names a token that ends an answer; "
+            "copy generation_config.json from where the weights come from"
+        )
+    return stops
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _check(folder: Path) -> str:
+    return f"`python -m sfn_train weights check {folder}` tells more"
+
