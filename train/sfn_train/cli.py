@@ -194,9 +194,7 @@ def ablate(
     table: Annotated[
         str, typer.Option(help="branches, filters, memory, losses, windows, or all.")
     ] = "all",
-    config: Annotated[
-        str, typer.Option(help="Base of every row: a name, or a YAML file.")
-    ] = "edge",
+    config: Annotated[str, typer.Option(help="Base of all rows: a name, or a YAML file.")] = "edge",
     steps: Annotated[int, typer.Option(help="Training steps a row and seed.", min=1)] = 200,
     seeds: Annotated[str, typer.Option(help="Each row is run with each of them.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Results; repeating the command goes on.")] = Path(
