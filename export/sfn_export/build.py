@@ -108,10 +108,10 @@ def compare_parts(
 
 def text_of(run: Run) -> TextModel | None:
     """The sentence encoder that the run was trained with, None with its text branch off."""
-    model, folder = run.config.model, run.config.semantics.text
+    model = run.config.model
     if not model.use_text:
         return None
-    text = TextModel(None if folder is None else Path(folder))
+    text = TextModel.of(run.config.semantics)
     if text.width != model.text_dim:
         raise ExportError(
             f"{text.folder} embeds in {text.width} numbers, the run was trained with "

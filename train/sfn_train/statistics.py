@@ -84,8 +84,7 @@ def open_perception(
     if not config.model.use_text:
         text = None
     elif text is None:
-        folder = config.semantics.text
-        text = TextModel(None if folder is None else Path(folder))
+        text = TextModel.of(config.semantics)
     with TorchBackend(run.model, text) as backend:
         perception = Perception(
             backend=backend,

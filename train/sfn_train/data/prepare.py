@@ -537,9 +537,8 @@ def _embed(sentences: Sequence[str], config: Config, store: _Store) -> NDArray[n
     width = config.model.text_dim
     if not sentences:
         return np.empty((0, width), dtype=np.float32)
-    folder = config.semantics.text
-    text = TextModel(Path(folder) if folder else None)
-    key = [_identity_of_encoder(text.folder), list(sentences)]
+    text = TextModel.of(config.semantics)
+    key = [_identity_of_encoder(text.folder), text.pooling, list(sentences)]
     file = store.path("embeddings", key, ".npz")
     if not file.exists():
         buffer = io.BytesIO()
@@ -556,5 +555,10 @@ def _embed(sentences: Sequence[str], config: Config, store: _Store) -> NDArray[n
 
 
 def _identity_of_encoder(folder: Path) -> list[Any]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [(str(file.relative_to(folder)), file.stat().st_size) for file in files]
+    """By content: two encoders of one architecture have files of the same sizes."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append((str(path.relative_to(folder)), digest))
+    return found

@@ -4,9 +4,9 @@ From a folder of the whole vision-language model only the tower's tensors are re
 model is never built. The tower's two outputs are
 
     hidden      its last hidden state, class token first
-    embedded    what its embedding layer gives the first block, the patches only: a linear map of each
-                patch PLUS the learned positions (transformers' hidden_states[0]). The frame head
-                takes it as a skip (paper section 3.4).
+    embedded    what its embedding layer gives the first block, the patches only: a linear map of
+                each patch PLUS the learned positions (transformers' hidden_states[0]). The frame
+                head takes it as a skip.
 
 It computes in float32 on a CPU and in bfloat16 on a GPU, the type its weights are published in, so
 that a tower which has been on a GPU is one of bfloat16 weights.
@@ -116,9 +116,7 @@ class VisionTower(nn.Module):
         return self
 
 
-def _remember_prefix(
-    tower: VisionTower, state: Mapping[str, Any], prefix: str, *rest: Any
-) -> None:
+def _remember_prefix(tower: VisionTower, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
     tower._prefix = prefix
 
 

@@ -164,7 +164,9 @@ def _finite(entries: Mapping[str, Entry], folder: Path) -> Finding:
     for file in {entry.file for entry in entries.values()}:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a mapping
-                _refuse_nan(f"the tensor {name} in {file.name}", opened.get_tensor(name), folder=folder)
+                _refuse_nan(
+                    f"the tensor {name} in {file.name}", opened.get_tensor(name), folder=folder
+                )
     return Finding("values", "all finite")
 
 

@@ -88,7 +88,9 @@ def convert(name: str, out: Path) -> Converted:
         files = [file for file in written.files.iterdir() if file.suffix == ".safetensors"]
         hashes = hash_files(files)
         written.commit()
-    return Converted(out, Kind.INTERNVL if kind == Kind.INTERNVL_REMOTE else kind, n_tensors, hashes)
+    return Converted(
+        out, Kind.INTERNVL if kind == Kind.INTERNVL_REMOTE else kind, n_tensors, hashes
+    )
 
 
 def _convert_internvl(folder: Path, out: Path) -> int:
@@ -101,7 +103,7 @@ def _convert_internvl(folder: Path, out: Path) -> int:
     _write_json(out / CONFIG, {"model_type": "qwen2"})
     tokenizer = load_tokenizer(out)
     config = native_config(raw, token_id(tokenizer, IMAGE_TOKEN, folder), folder)
-    (config.dtype, _), = Counter(TYPES[e.dtype] for e in entries.values()).most_common(1)
+    ((config.dtype, _),) = Counter(TYPES[e.dtype] for e in entries.values()).most_common(1)
     found = {name: _shape(source, entries) for name, source in sources.items()}
     compare_shapes(found, drop_tied(expected_shapes(config, folder), found, config), folder)
     if len(tokenizer) > config.text_config.vocab_size:
@@ -191,9 +193,7 @@ def _shape(source: Source, entries: Mapping[str, Entry]) -> tuple[int, ...]:
     return shape if source.rows is None else (source.rows[1] - source.rows[0], *shape[1:])
 
 
-def _write_shards(
-    sources: Mapping[str, Source], entries: Mapping[str, Entry], out: Path
-) -> None:
+def _write_shards(sources: Mapping[str, Source], entries: Mapping[str, Entry], out: Path) -> None:
     """All tensors in files of at most SHARD_BYTES, which are planned before one is read."""
     shards: list[dict[str, Source]] = [{}]
     filled = total = 0

@@ -57,7 +57,7 @@ def find_folder(name: str) -> Path:
     if not HUB_NAME.fullmatch(name):
         raise DataError(f"{name} does not exist; give a folder of weights, or a name of the hub")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))

@@ -190,7 +190,9 @@ def expected_shapes(config: InternVLConfig, folder: Path) -> dict[str, tuple[int
             model = InternVLForConditionalGeneration(config)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{folder / CONFIG} describes no model that can be built ({reason})") from None
+        raise DataError(
+            f"{folder / CONFIG} describes no model that can be built ({reason})"
+        ) from None
     return {stored_name(name): tuple(t.shape) for name, t in model.state_dict().items()}
 
 
