@@ -19,7 +19,7 @@ from sfn_train.config import Config
 from sfn_train.data.prepare import Prepared
 from sfn_train.data.split import Span
 
-Place = tuple[int, int]  # video, first frame
+Place = tuple[int, ...]  # video, first frame, and what a system adds
 
 OTHER_SHARE = 0.5  # of training captions that tell of another thing than the rarest
 
