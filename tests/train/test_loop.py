@@ -2,10 +2,10 @@
 
 import csv
 import os
-import pickle
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from sfn_train import loop
 from sfn_train.checkpoint import load_run
 from sfn_train.config import Config, TrainConfig, parse_config
 from sfn_train.data.prepare import Prepared, prepare
-from sfn_train.exceptions import RunError
+from sfn_train.exceptions import DeviceError, RunError
+from sfn_train.gpu_memory import Memory
 from sfn_train.loaders import make_loaders, make_sampler, total_steps
 from sfn_train.loop import Interrupted, Training, fit, learning_rate
-from sfn_train.run_folder import check_out, resumed_config
+from sfn_train.run_folder import check_out, resumed_config, sole_training
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,17 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def assert_equal_bits(a: Path, b: Path) -> None:
     first, second = weights(a), weights(b)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def assert_close(a: Path, b: Path) -> None:
+    """Equal but for rounding: Adam's first steps have the sign of a gradient, however faint."""
+    first, second = weights(a), weights(b)
+    for name, value in first.items():
+        assert (value - second[name]).abs().max() < 1e-4, name
+    for one, other in zip(rows(a), rows(b), strict=True):
+        assert (one["step"], one["split"]) == (other["step"], other["split"])
+        for name in set(one) - {"step", "split"}:
+            assert float(one[name] or 0) == pytest.approx(float(other[name] or 0), rel=1e-4), name
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -244,36 +256,179 @@ def test_the_first_limit_counts() -> None:
     assert total_steps(TrainConfig(minutes=1), 4) is None
 
 
-def test_a_run_is_replaced_only_when_asked(straight: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"exists; --resume continues it, --force replaces it"):
-        check_out(straight, resume=False, force=False)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "model.safetensors").touch()
-    (out / "notes.txt").touch()
-    check_out(out, resume=False, force=True)
-    assert [file.name for file in out.iterdir()] == ["notes.txt"]  # not ours to delete
-    with pytest.raises(OutputError, match="cannot write"):
-        check_out(out / "notes.txt" / "run", resume=False, force=False)
+def test_accumulated_batches_train_as_one_large_batch(
+    prepared: Prepared, config: Config, tmp_path: Path
+) -> None:
+    whole = train(prepared, changed(config, batch=4), tmp_path / "whole")
+    parts = changed(config, batch=2, accumulate=2, validation_batches=4)
+    assert_close(whole, train(prepared, parts, tmp_path / "parts"))
+    info = load_run(tmp_path / "parts").info
+    assert (info["steps"], info["clips_per_step"]) == (6, 4 * 4)
 
 
-def test_resume_needs_a_run_and_its_settings(straight: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"config\.yaml does not exist"):
-        check_out(tmp_path, resume=True, force=False)
-    (tmp_path / "config.yaml").write_text((straight / "config.yaml").read_text())
-    with pytest.raises(RunError, match=r"last\.ckpt does not exist: nothing to resume"):
-        check_out(tmp_path, resume=True, force=False)
-    with pytest.raises(RunError, match=r"may change only train\.steps"):
-        resumed_config(straight, ["model.dim=32"])
+@pytest.mark.parametrize(("batch", "how"), [(3, "ctrl-c"), (6, "ctrl-c"), (7, "crash")])
+def test_an_interruption_amid_accumulation_loses_no_bit(
+    prepared: Prepared,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    how: str,
+) -> None:
+    parts = changed(config, batch=1, accumulate=3, steps=4)
+    straight = train(prepared, parts, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_at(batch, patch, how)
+        with pytest.raises(Interrupted if how == "ctrl-c" else RuntimeError):
+            train(prepared, parts, tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == -(-batch // 3) if how == "ctrl-c" else 2  # the step is finished
+    train(prepared, parts, tmp_path / "run", resume=True)
+    assert_equal_bits(straight, tmp_path / "run")
+    done = [row for row in rows(tmp_path / "run") if row["split"] == "train"]
+    assert done == [row for row in rows(straight) if row["split"] == "train"]
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(straight: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text((straight / "config.yaml").read_text())
-    (tmp_path / "checkpoints").mkdir()
-    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    torch.save({"state": Path}, tmp_path / "zipped")
-    zipped = (tmp_path / "zipped").read_bytes()
-    for content in (zipped, pickle.dumps({"state": Path}), b"", zipped[:100]):
-        checkpoint.write_bytes(content)
-        with pytest.raises(RunError, match=r"last\.ckpt cannot be resumed from"):
-            check_out(tmp_path, resume=True, force=False)
+def test_a_run_may_go_on_in_smaller_batches(
+    prepared: Prepared, config: Config, straight: Path, tmp_path: Path
+) -> None:
+    train(prepared, changed(config, steps=3, checkpoint_every=1), tmp_path / "run")
+    smaller = ["train.steps=6", "train.batch=1", "train.accumulate=2", "train.validation_batches=4"]
+    with pytest.raises(RunError, match="may change only"):
+        resumed_config(tmp_path / "run", smaller)
+    config = resumed_config(tmp_path / "run", smaller[:-1])
+    train(prepared, config, tmp_path / "run", resume=True)
+    first, second = weights(straight), weights(tmp_path / "run")
+    assert all((first[name] - second[name]).abs().max() < 1e-4 for name in first)
+    assert load_run(tmp_path / "run").info["steps"] == 6
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_half_precision_trains_clips_and_resumes_to_the_same_bits(
+    prepared: Prepared,
+    config: Config,
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+) -> None:
+    half = changed(config, precision=precision, gradient_clip=0.1, accumulate=2, batch=1)
+    norms = record_norms(monkeypatch)
+    train(prepared, half, tmp_path / "whole")
+    assert load_run(tmp_path / "whole").info["precision"] == precision
+    found = norms.copy()
+    norms.clear()
+    train(
+        prepared, replace(half, train=replace(half.train, precision="32-true")), tmp_path / "full"
+    )
+    assert found == pytest.approx(norms, rel=0.05)  # what is clipped is not scaled
+    with monkeypatch.context() as patch:
+        stop_at(5, patch, "ctrl-c")
+        with pytest.raises(Interrupted):
+            train(prepared, half, tmp_path / "run")
+    train(prepared, half, tmp_path / "run", resume=True)
+    assert_equal_bits(tmp_path / "whole", tmp_path / "run")
+
+
+def record_norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Norms of the gradients as they are clipped, filled while training goes on."""
+    norms: list[float] = []
+    real = torch.nn.utils.clip_grad_norm_
+
+    def clip_grad_norm_(parameters: Any, norm: float) -> torch.Tensor:
+        found = real(parameters, norm)
+        norms.append(float(found))
+        return found
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_grad_norm_)
+    return norms
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_fp16_skips_a_step_that_overflows(
+    prepared: Prepared,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clip: float | None,
+) -> None:
+    real, before = Training.training_step, []
+
+    def training_step(self: Training, batch: Any, index: int) -> torch.Tensor:
+        before.append(self.model.decoder.state_dict()["fusion.text.weight"].clone())
+        return real(self, batch, index) * (1e36 if index == 1 else 1)
+
+    monkeypatch.setattr(Training, "training_step", training_step)
+    train(prepared, changed(config, precision="16-mixed", gradient_clip=clip), tmp_path / "run")
+    moved = [not torch.equal(a, b) for a, b in pairwise(before)]
+    assert moved == [True, False, True, True, True]
+    assert load_run(tmp_path / "run").info["steps"] == 6
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def test_out_of_memory_says_what_would_fit_and_the_run_goes_on_with_it(
+    prepared: Prepared,
+    config: Config,
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        exhaust_at(4, patch)
+        patch.setattr(loop, "measure", lambda *given: Memory("a GPU", 900, 600, 1100, 100))
+        with pytest.raises(DeviceError) as caught:
+            train(prepared, config, tmp_path / "run")
+    assert "about 1 would fit" in str(caught.value)
+    assert "--resume and --set train.batch=1 --set train.accumulate=2, which" in str(caught.value)
+    with pytest.raises(RunError, match="training is not finished"):
+        load_run(tmp_path / "run")
+    smaller = resumed_config(tmp_path / "run", ["train.batch=1", "train.accumulate=2"])
+    train(prepared, smaller, tmp_path / "run", resume=True)
+    first, second = weights(straight), weights(tmp_path / "run")
+    assert all((first[name] - second[name]).abs().max() < 1e-4 for name in first)
+
+
+def exhaust_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have torch report at the given step, counted from 1, that the GPU's memory is gone."""
+    real, calls = Training.training_step, 0
+
+    def training_step(self: Training, batch: Any, index: int) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, batch, index)
+
+    monkeypatch.setattr(Training, "training_step", training_step)
+
+
+def test_a_second_training_into_a_folder_is_refused(
+    prepared: Prepared, config: Config, tmp_path: Path
+) -> None:
+    out = train(prepared, config, tmp_path / "run")
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with sole_training(out):
+        for resume, force in ((True, False), (False, True)):
+            with pytest.raises(OutputError, match="another run is writing"):
+                check_out(out, resume=resume, force=force)
+        with pytest.raises(OutputError, match="another run is writing"):
+            fit(prepared, config, out, resume=True)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    check_out(out, resume=True, force=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accelerator": "gpu"}, "train.accelerator=gpu, train.devices=1"),
+        ({"strategy": "dpp"}, "train.strategy=dpp cannot train here"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(
+    prepared: Prepared, config: Config, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    if torch.cuda.is_available():
+        change = {"accelerator": "gpu", "devices": 4096} if "accelerator" in change else change
+        message = message.replace("devices=1", "devices=4096")
+    with pytest.raises(DeviceError, match=message):
+        train(prepared, changed(config, **change), tmp_path / "run")

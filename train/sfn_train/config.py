@@ -13,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 
@@ -25,7 +34,7 @@ from sfn_train.model import ModelConfig
 if TYPE_CHECKING:
     from sfn_train.dual_memory import DualMemoryConfig
 
-    AnyModelConfig = ModelConfig | DualMemoryConfig
+    AnyModelConfig: TypeAlias = ModelConfig | DualMemoryConfig
 else:
     AnyModelConfig = object  # `model_class` decides; a system's code loads where it is used
 

@@ -112,7 +112,7 @@ def _peak(
         for name, value in batch.items()
     }
     try:
-        losses(runs).backward()  # type: ignore[no-untyped-call]
+        losses(runs).backward()
     except torch.OutOfMemoryError:
         return None
     return torch.cuda.max_memory_allocated(device)
