@@ -7,7 +7,7 @@ otherwise, and a result names what it was measured with.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from sfn_rt.datasets.known import Benchmark, differences, published_as, recognis
 from sfn_rt.datasets.labels import LabelSet, label_files
 from sfn_rt.datasets.layout import GROUND_TRUTH, Layout, find_layout
 from sfn_rt.datasets.masks import MaskSet, find_masks
-from sfn_rt.datasets.video import Video, check_length, fingerprint, listed
+from sfn_rt.datasets.video import Video, check_length, fingerprint, frames_of, listed
 from sfn_rt.exceptions import DataError
-from sfn_rt.frames import FPS_ASSUMED, count_frames
+from sfn_rt.frames import FPS_ASSUMED
 
 MASKS, FRAMES = "masks", "frames"  # what --labels takes, beside the name of a label file
 
@@ -60,10 +60,10 @@ def label_videos(layout: Layout, *, fps: float | None = None, labels: str | None
         notes.append("no labels: test videos can be scored, not evaluated")
     by_name = {} if chosen is None else chosen.by_video
     pixels = {} if masks is None else masks.by_video
-    done = [Video(v.name, v.path, by_name.get(v.name), pixels.get(v.name)) for v in test]
+    done = [replace(v, labels=by_name.get(v.name), masks=pixels.get(v.name)) for v in test]
     for video in done:
         if video.path.is_dir():
-            check_length(video, count_frames(video.path))
+            check_length(video, frames_of(video))
         elif video.labels is not None and video.masks is not None:
             check_length(Video(video.name, video.path, video.labels), len(video.masks))
     if fps is None and any(video.path.is_dir() for video in (*layout.train, *test)):

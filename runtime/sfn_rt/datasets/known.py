@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sfn_rt.datasets.video import Video, listed, numbered
+from sfn_rt.datasets.video import Video, frames_of, listed, numbered
 from sfn_rt.exceptions import VideoError
-from sfn_rt.frames import count_frames, open_source
+from sfn_rt.frames import open_source
 
 UCSD = "http://www.svcl.ucsd.edu/projects/anomaly/dataset.htm"
 AVENUE = "https://www.cse.cuhk.edu.hk/leojia/projects/detectabnormal/dataset.html"
@@ -144,7 +144,7 @@ def published_as(known: Benchmark | None, test: Sequence[Video], mark: str | Non
 def stated_frames(video: Video) -> int:
     """Frames of a video as its folder or its header states them; nothing more is decoded."""
     if video.path.is_dir():
-        return count_frames(video.path)
+        return frames_of(video)
     try:
         with open_source(video.path, threads=1) as source:
             return source.n_frames or 0

@@ -24,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfn_rt.datasets.files import files_in, read_mat, read_npy, read_npz
-from sfn_rt.datasets.video import Labels, Video, check_length, listed, skipped
+from sfn_rt.datasets.video import Labels, Video, frames_of, listed, skipped
 from sfn_rt.exceptions import DataError
-from sfn_rt.frames import count_frames
 
 GT_FRAME = re.compile(r"gt_frame\s*=\s*(.*)")
 FIRST_TO_LAST = re.compile(r"(\d{1,9})(?:\s*:\s*(\d{1,9}))?")
@@ -139,7 +138,7 @@ def _by_name(
 def _joined(name: str, path: Path, test: list[Video]) -> LabelSet:
     """Cut labels of all test videos, one after the other, into a piece a video."""
     joined = as_labels(read_npy(path), str(path))
-    counts = [count_frames(video.path) for video in test]
+    counts = [frames_of(video) for video in test]
     if sum(counts) != len(joined):
         raise DataError(
             f"{path}: labels for {len(joined)} frames, but the {len(test)} test videos have "
@@ -216,7 +215,7 @@ def _check_count(path: Path, n_found: int, what: str, test: list[Video]) -> None
 
 def _marked(path: Path, video: Video, events: Sequence[tuple[int, int]]) -> Labels:
     """Labels of one video that is abnormal from each first to each last frame, from 1."""
-    labels = np.zeros(count_frames(video.path), dtype=np.uint8)
+    labels = np.zeros(frames_of(video), dtype=np.uint8)
     for first, last in events:
         if not 1 <= first <= last <= len(labels):
             raise DataError(
@@ -224,5 +223,4 @@ def _marked(path: Path, video: Video, events: Sequence[tuple[int, int]]) -> Labe
                 f"video has {len(labels)} frames, counted from 1; give labels made for {video.path}"
             )
         labels[first - 1 : last] = 1
-    check_length(Video(video.name, video.path, labels), len(labels))
     return labels

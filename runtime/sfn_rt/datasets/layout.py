@@ -79,20 +79,20 @@ def find_videos(folder: Path, notes: list[str]) -> list[Video]:
     if frames is not None and files is not None:
         notes.append(f"{folder.name}: both frames and videos; frames are read")
     base = frames or files or folder
-    by_name: dict[str, Path] = {}
-    for path in _walk(base, frozenset()):
+    by_name: dict[str, Video] = {}
+    for path, pictures in _walk(base, frozenset()):
         inner = path.relative_to(base)
         parts = inner.parts if path.is_dir() else (*inner.parts[:-1], inner.stem)
         name = "_".join(parts) or path.resolve().name  # frames right in the folder
         if name in by_name:
-            raise DataError(f"{path} and {by_name[name]} are both named {name}; rename one")
-        by_name[name] = path
-    ordered = sorted(by_name, key=lambda name: natural_key(Path(name)))
-    return [Video(name, by_name[name]) for name in ordered]
+            other = by_name[name].path
+            raise DataError(f"{path} and {other} are both named {name}; rename one")
+        by_name[name] = Video(name, path, pictures=pictures)
+    return [by_name[name] for name in sorted(by_name, key=lambda name: natural_key(Path(name)))]
 
 
-def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Video files and folders of frames; a folder with frames is not searched further.
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path, int | None]]:
+    """Video files, and folders of frames with their number; those are not searched further.
 
     Links are followed, as data sets are often linked together from several disks, except one
     that leads back to a folder it is in.
@@ -100,10 +100,10 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     here = folder.resolve()
     if here in above:
         return
-    if any(frame_files(folder)):
-        yield folder
+    if pictures := frame_files(folder):
+        yield folder, len(pictures)
         return
-    yield from files_with_suffix(folder, VIDEO_SUFFIXES)
+    yield from ((file, None) for file in files_with_suffix(folder, VIDEO_SUFFIXES))
     for child in sorted(folder.iterdir(), key=natural_key):
         name = child.name.lower()
         masks = name in LABEL_FOLDERS or name.endswith("_gt")

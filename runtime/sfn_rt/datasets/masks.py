@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from sfn_rt.datasets.files import files_in, map_npy, read_mat, read_npz
 from sfn_rt.datasets.labels import check_names
-from sfn_rt.datasets.video import PixelMasks, Video, listed, number_of
+from sfn_rt.datasets.video import PixelMasks, Video, frames_of, listed, number_of
 from sfn_rt.exceptions import DataError
-from sfn_rt.frames import count_frames, frame_files, open_source
+from sfn_rt.frames import frame_files, open_source
 
 VOL_LABEL = "volLabel"
 PICTURE_FOLDERS = ("test_pixel_mask", "pixel_masks", "masks")
@@ -164,7 +164,7 @@ def _pictures(test: list[Video], places: Sequence[Path]) -> MaskSet | None:
 
 def _read_pictures(folder: Path, video: Video) -> Iterator[tuple[str, NDArray[Any]]]:
     files = frame_files(folder)
-    n_frames = count_frames(video.path)
+    n_frames = frames_of(video)
     if len(files) != n_frames:
         raise DataError(
             f"{folder}: {len(files)} masks, but {video.name} has {n_frames} frames"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfn_rt.exceptions import DataError
+from sfn_rt.frames import count_frames
 
 Labels = NDArray[np.uint8]  # (n,), 1 = abnormal
 
@@ -48,6 +49,12 @@ class Video:
     path: Path  # a video file or a folder of frame images
     labels: Labels | None = None  # (n,)
     masks: PixelMasks | None = None
+    pictures: int | None = None  # in a folder of them, where they have been counted
+
+
+def frames_of(video: Video) -> int:
+    """How many frames a video has, without decoding it."""
+    return count_frames(video.path) if video.pictures is None else video.pictures
 
 
 def check_length(video: Video, n_frames: int) -> None:

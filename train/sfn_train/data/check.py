@@ -15,9 +15,9 @@ import numpy as np
 from sfn_rt.datasets.dataset import Dataset, label_videos
 from sfn_rt.datasets.known import BENCHMARKS, Benchmark, differences, recognise
 from sfn_rt.datasets.layout import Layout, find_layout
-from sfn_rt.datasets.video import Video, check_length, listed
+from sfn_rt.datasets.video import Video, check_length, frames_of, listed
 from sfn_rt.exceptions import DataError, SfnError, VideoError
-from sfn_rt.frames import FPS_ASSUMED, count_frames, frame_files, open_source
+from sfn_rt.frames import FPS_ASSUMED, frame_files, open_source
 from sfn_rt.printable import printable
 from sfn_rt.progress import Progress
 
@@ -123,7 +123,7 @@ def _look_at_all(
 
 def _look(video: Video, fps: float | None, quick: bool) -> Looked:
     with open_source(video.path, fps=fps) as source:
-        n_frames = count_frames(video.path) if quick else sum(1 for _ in source)
+        n_frames = frames_of(video) if quick else sum(1 for _ in source)
         if source.problem is not None:
             way_out = (
                 "; a copy of the frame before it keeps labels in step, removing it would not"
