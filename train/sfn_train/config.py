@@ -85,7 +85,8 @@ class SemanticsConfig:
 class EvidenceConfig:
     """What of a model's errors is evidence; goes into the bundle's manifest."""
 
-    measure: Literal["largest_box", "mean"] = "largest_box"  # of a frame; the paper's is the mean
+    # Of a frame; the paper's is the mean, the dual-memory system's the PSNR.
+    measure: Literal["largest_box", "mean", "psnr"] = "largest_box"
 
 
 @dataclass(frozen=True, kw_only=True)
