@@ -534,7 +534,7 @@ def _other_captions(
 
 def _embed(sentences: Sequence[str], config: Config, store: _Store) -> NDArray[np.float32]:
     """Embeddings of all sentences; the encoder is loaded only where one is not cached."""
-    width = config.model.text_dim
+    width = config.sfn.text_dim
     if not sentences:
         return np.empty((0, width), dtype=np.float32)
     text = TextModel.of(config.semantics)
