@@ -28,7 +28,7 @@ from sfn_rt.scores import EMA_ALPHA, TERMS
 from sfn_rt.semantics.text_encoder import load_tokenizer
 from sfn_rt.sinks.files import output_errors
 from sfn_train.checkpoint import NORMAL, Run
-from sfn_train.text import TextModel, default_folder
+from sfn_train.text import TextModel
 
 TOKENIZER = "tokenizer.json"
 TRAINED = "trained by the bundle's maker; the training data's terms apply"
@@ -78,7 +78,7 @@ def pack(
         # With padding and truncation as the device uses them, so that the file says all of it.
         load_tokenizer(text.tokenizer_json, text.max_tokens).save(str(folder / TOKENIZER))
         settings = TextSettings(
-            model=text_name(text),
+            model=text.name,
             width=text.width,
             max_tokens=text.max_tokens,
             tokenizer=TOKENIZER,
@@ -137,16 +137,11 @@ def score_settings(run: Run) -> ScoreSettings:
     )
 
 
-def text_name(text: TextModel) -> str:
-    """What people call the sentence encoder."""
-    return "all-MiniLM-L6-v2" if text.folder == default_folder() else text.folder.name
-
-
 def licences(specs: Mapping[str, PartSpec], text: TextModel | None) -> dict[str, str]:
     """Licence of everything a bundle redistributes."""
     found = {part: TRAINED for part in specs if part != "text"}
     if text is not None:
-        found["text"] = found["tokenizer"] = f"{text_name(text)}: {text_licence(text.folder)}"
+        found["text"] = found["tokenizer"] = f"{text.name}: {text_licence(text.folder)}"
     return found
 
 

@@ -140,6 +140,9 @@ def captions(
     text: Annotated[
         Path | None, typer.Option(help="Sentence encoder's folder; default all-MiniLM-L6-v2.")
     ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="Of a plain BERT: pooler (sup-SimCSE), cls or mean.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Which videos: train, test or all.")] = "all",
     stride: Annotated[int, typer.Option(help="Frames from one caption to the next.")] = 1,
     batch: Annotated[int, typer.Option(help="Clips described at once.")] = 8,
@@ -168,6 +171,7 @@ def captions(
         weights=find_folder(weights),
         out=out,
         text=text,
+        pooling=pooling,
         split=split,
         stride=stride,
         batch=batch,
@@ -240,3 +244,69 @@ def ablate(
     except KeyboardInterrupt:
         typer.echo("interrupted; finished trials are kept: repeat the command to go on", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+weights_app = typer.Typer(help="Looks at weights from elsewhere.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.callback()
+def weights_root() -> None:
+    """Looks at weights from elsewhere."""
+
+
+@weights_app.command("check")
+def weights_check(
+    folder: Annotated[str, typer.Argument(help="An InternVL or a sentence encoder.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also have the whole language model say a few tokens.")
+    ] = False,
+) -> None:
+    """Say what FOLDER is, verify it, and print its files' hashes; exit 2 where it cannot be used."""
+    from sfn_train.weights.check import check_weights, findings_text
+
+    typer.echo(findings_text(check_weights(folder, deep=deep)))
+
+
+@weights_app.command("convert")
+def weights_convert(
+    folder: Annotated[str, typer.Argument(help="An InternVL in its own layout, or a plain BERT.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; must not exist or be empty.")],
+) -> None:
+    """Write FOLDER in the layout that transformers reads, without running any code in it."""
+    from sfn_train.weights.convert import convert
+
+    typer.echo(convert(folder, out).text())
+
+
+@app.command()
+def features(
+    data: Annotated[Path, typer.Argument(help="A folder of normal videos, or a benchmark's.")],
+    out: Annotated[Path, typer.Option(help="The cache; what is there already is not redone.")],
+    config: Annotated[str, typer.Option(help="Name, or a YAML file.")] = "paper_ped2",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, as in model.tower=FOLDER.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, or float16.")] = "bfloat16",
+    batch: Annotated[int, typer.Option(help="Frames in the tower at once.", min=1)] = 8,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second, where the videos do not state it.")
+    ] = None,
+) -> None:
+    """Compute what the frozen vision tower says of the training frames of DATA, once for all."""
+    from sfn_rt.datasets import open_dataset
+    from sfn_train.config import read_config
+    from sfn_train.data.feature_cache import make_features, number_type
+
+    settings = read_config(config, list(changes or []))
+    kind, dataset = number_type(dtype), open_dataset(data, fps=fps)
+    try:
+        done = make_features(dataset, settings, out, dtype=kind, batch=batch, say=typer.echo)
+    except KeyboardInterrupt:
+        typer.echo(
+            "interrupted; all frames but those of the batch in work are kept: repeat the command "
+            "to go on",
+            err=True,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    typer.echo(done)

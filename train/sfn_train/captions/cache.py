@@ -86,7 +86,7 @@ class VideoCaptions:
                 sha256=file_sha256(beside),
                 width=embeddings.shape[1],
                 encoder=encoder,
-                name=text.folder.name,
+                name=text.name,
             ),
         )
         write_atomic(self.final, to_json(file.to_json()))
@@ -158,10 +158,12 @@ def read_embeddings(captions: CaptionFile) -> NDArray[np.float32]:
     return np.asarray(load(content)[EMBEDDINGS], dtype=np.float32)
 
 
-def encoder_sha256(folder: Path) -> str:
-    """Names a sentence encoder by the content of its files."""
+def encoder_sha256(text: TextModel) -> str:
+    """Names a sentence encoder by its pooling and the content of its files."""
+    folder = text.folder
     files = [f for f in folder.rglob("*") if f.is_file() and f.suffix != ".md"]
-    return fingerprint({str(f.relative_to(folder)): file_sha256(f) for f in files})
+    hashes = {str(f.relative_to(folder)): file_sha256(f) for f in files}
+    return fingerprint(hashes | {"pooling": str(text.pooling)})
 
 
 def _from_final(final: Path, journal: Path, source: CaptionSource) -> VideoCaptions:

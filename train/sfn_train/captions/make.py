@@ -39,6 +39,7 @@ class CaptionOptions:
     weights: Path  # folder of the VLM
     out: Path
     text: Path | None = None  # folder of the sentence encoder; None: all-MiniLM
+    pooling: str | None = None  # of a plain BERT, which does not state it
     stride: int = 1
     batch: int = 8
     max_tokens: int = 1024
@@ -122,8 +123,8 @@ def make_captions(
 ) -> CaptionSummary:
     """Fill the cache; returns when every clip of the chosen videos has its caption."""
     chosen = _chosen(dataset, options.split)
-    text = TextModel(options.text)
-    encoder = encoder_sha256(text.folder)
+    text = TextModel(options.text, options.pooling)
+    encoder = encoder_sha256(text)
     model = model_sha256(options.weights)
     tile = tile_settings(read_tile(options.weights))
     with ExitStack() as stack:
@@ -149,7 +150,7 @@ def make_captions(
         )
         for video in videos:
             if video.finished and not _is_embedded(video, encoder):
-                say(f"{video.final.name}: embedded anew, by {text.folder.name}")
+                say(f"{video.final.name}: embedded anew, by {text.name}")
                 work.finish(video)
         n_lost = 0
         if not all(video.finished for video in videos):

@@ -19,7 +19,26 @@ from torch import Tensor
 from sfn_rt.exceptions import DataError
 from sfn_rt.frames import Image
 from sfn_rt.preprocess import Preprocessing, preprocess
-from sfn_train.weights.folder import CONVERT, Kind, fingerprint, hash_files, kind_of, list_tensors
+from sfn_train.text import quiet_loading
+from sfn_train.weights.folder import (
+    CONFIG,
+    CONVERT,
+    Kind,
+    compare_shapes,
+    fingerprint,
+    hash_files,
+    kind_of,
+    list_tensors,
+    read_json,
+)
+from sfn_train.weights.internvl import (
+    IMAGE_TOKEN,
+    build_config,
+    drop_tied,
+    expected_shapes,
+    stored_name,
+)
+from sfn_train.weights.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 FRAMES = 4  # T
 QUESTION = (
@@ -30,10 +49,7 @@ END_OF_TURN = "<|im_end|>"
 NOTHING_SAID = "No description."  # where the model ends at once: a caption is never empty
 
 # What of a weights folder decides its captions.
-DECISIVE = (
-    *("*.safetensors", "config.json", "generation_config.json", "chat_template*"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "*tokens*.json"),
-)
+DECISIVE = ("*.safetensors", CONFIG, "generation_config.json", *TOKENIZER_FILES)
 
 Clip = tuple[int, ...]  # T indices into the frames given with it
 
@@ -53,7 +69,7 @@ def full_prompt(question: str = QUESTION) -> str:
 
 def read_tile(folder: Path) -> Preprocessing:
     """How the model in `folder` sees a frame; reads its config alone."""
-    height, width = _config(folder).vision_config.image_size
+    height, width = _read_config(folder).vision_config.image_size
     return Preprocessing(height=height, width=width, resize="bicubic")
 
 
@@ -83,23 +99,12 @@ class Vlm:
         self.tile = read_tile(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        try:
-            model, found = InternVLForConditionalGeneration.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=dtype,
-                output_loading_info=True,
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"{folder}: {_line(error)}; {_check(folder)}") from None
-        if wrong := sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])}):
-            raise DataError(
-                f"{folder}: {len(wrong)} tensors are missing or of another size, the first "
-                f"{wrong[0]}; {_check(folder)}"
+        with quiet_loading():
+            model = InternVLForConditionalGeneration.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, dtype=dtype
             )
         self._model: Any = model.to(self.device).eval().requires_grad_(False)
-        self._tokenizer = _tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder)
         self.prompt = full_prompt(question)
         self._prompt_ids = self._tokenise(folder)  # (1, L)
         self.max_tokens = max_tokens
@@ -157,8 +162,12 @@ class Vlm:
 
     def _tokenise(self, folder: Path) -> Tensor:
         config = self._model.config
-        context = self._tokenizer.convert_ids_to_tokens(config.image_token_id)
-        tile = f"<img>{context * config.image_seq_length}</img>"
+        if not self._tokenizer.chat_template:
+            raise DataError(
+                f"{folder}: its tokenizer has no chat template; copy chat_template.jinja from "
+                f"where the weights come from"
+            )
+        tile = f"<img>{IMAGE_TOKEN * config.image_seq_length}</img>"
         message = {"role": "user", "content": self.prompt.replace("<image>", tile)}
         ids: Tensor = self._tokenizer.apply_chat_template(
             [message], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -167,37 +176,22 @@ class Vlm:
         if (found := int((ids == config.image_token_id).sum())) != wanted:
             raise DataError(
                 f"{folder}: its tokenizer gives {found} image tokens for {FRAMES} frames, the "
-                f"config expects {wanted}; {_check(folder)}"
+                f"config expects {wanted}; `python -m sfn_train weights check {folder}` tells more"
             )
         return ids.to(self.device)
 
 
-def _config(folder: Path) -> Any:
-    """Its settings, once the folder is known to be of the class and to hold safetensors."""
-    from transformers import InternVLConfig
-
+def _read_config(folder: Path) -> Any:
+    """Its settings, once the folder is known to hold all of such a model, and no pickle."""
     if (kind := kind_of(folder)) is not Kind.INTERNVL:
-        way = f"run `{CONVERT} {folder}`" if kind is Kind.INTERNVL_REMOTE else "give such a folder"
-        raise DataError(
-            f"{folder} holds {kind.value}; captions need {Kind.INTERNVL.value}: {way}"
-        )
-    list_tensors(folder)
-    return InternVLConfig.from_pretrained(folder, local_files_only=True)
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: its tokenizer cannot be read: {_line(error)}") from None
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{folder}: its tokenizer has no chat template; copy chat_template.jinja from where "
-            f"the weights come from"
-        )
-    return tokenizer
+        way = "give a folder of that kind"
+        if kind is Kind.INTERNVL_REMOTE:
+            way = f"make one of it: `{CONVERT} {folder} --out NEW`"
+        raise DataError(f"{folder} is {kind}; captions need {Kind.INTERNVL}: {way}")
+    config = build_config(read_json(folder / CONFIG), folder)
+    shapes = {stored_name(name): entry.shape for name, entry in list_tensors(folder).items()}
+    compare_shapes(shapes, drop_tied(expected_shapes(config, folder), shapes, config), folder)
+    return config
 
 
 def _stops(model: Any, tokenizer: Any) -> list[int]:
@@ -215,12 +209,3 @@ def _stops(model: Any, tokenizer: Any) -> list[int]:
             "copy generation_config.json from where the weights come from"
         )
     return stops
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _check(folder: Path) -> str:
-    return f"`python -m sfn_train weights check {folder}` tells more"
-
