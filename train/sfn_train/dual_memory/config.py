@@ -20,7 +20,7 @@ class DualMemoryConfig:
     skips: tuple[Skip, ...] = ("none", "none", "none")  # a level but the lowest, finest first
     slots: int = 2000  # of each of the two memories
     shrink: float = 0.0005  # addressing weights up to this are cut to 0
-    slot_spread: float = 1.0  # standard deviation of an untrained slot's numbers; see memory.py
+    slot_spread: float = 3.0  # deviation of the logits of an untrained memory; see memory.py
 
     clip_step: int = 1  # frames between the beginnings of two training clips of an epoch
     pseudo_probability: float = 0.2  # that a training clip is a pseudo-anomaly

@@ -13,7 +13,8 @@ So what trains depends on how a memory begins. Slots that are small against the 
 alike: each z is the mean of the memory, and the cut takes or leaves all slots at once. Slots that
 are large pick one each, and the others never learn. Entries of deviation
 `slot_spread` / (sqrt(C) rms(q)), where a query after BatchNorm and ReLU has a root mean square
-of about sqrt(1/2), give logits of deviation `slot_spread`.
+of about sqrt(1/2), give logits of deviation `slot_spread`. With 3 a query addresses a
+fifteenth of the slots, and nearly each slot is addressed by some query.
 
 Axes: B clips, Q queries of a clip, S slots, C width.
 """
@@ -30,7 +31,7 @@ TINY = 1e-12
 class Memory(nn.Module):
     """S slots of width C."""
 
-    def __init__(self, slots: int, width: int, spread: float = 1.0) -> None:
+    def __init__(self, slots: int, width: int, spread: float) -> None:
         super().__init__()
         scale = spread / (math.sqrt(width) * QUERY_RMS)
         self.slots = nn.Parameter(scale * torch.randn(slots, width))  # (S, C)
