@@ -5,6 +5,7 @@ CONFIG ?= edge
 RUN    ?=
 OUT    ?=
 VIDEO  ?=
+TABLE  ?=
 BUNDLE ?=
 ARGS   ?=
 
@@ -17,7 +18,7 @@ STAMP  := .venv/.stamp
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export eval test check bench clean
+.PHONY: help demo train export eval ablate test check bench clean
 .DELETE_ON_ERROR:
 
 help:  ## this text
@@ -42,6 +43,11 @@ export: $(STAMP)  ## RUN=folder [OUT=bundle]: ONNX graphs, parity checked, in a 
 eval: $(STAMP)  ## DATA=folder [BUNDLE=bundle] [OUT=folder]: AUC and the rest
 	$(call need,DATA,a folder with test videos and labels)
 	$(SFN_RT) eval "$(DATA)" $(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+ablate: $(STAMP)  ## DATA=folder [TABLE=branches|filters|memory|losses|windows|all]: tables of ablations
+	$(call need,DATA,a folder with normal videos and labelled test videos)
+	$(PY) -m sfn_train ablate "$(DATA)" --table "$(or $(TABLE),all)" --config "$(CONFIG)" \
+	  --out "$(or $(OUT),runs/ablation)" $(ARGS)
 
 test: $(STAMP)  ## the tests; SFN_DATA=folder adds those on real video; ARGS="-m slow" the long ones
 	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
