@@ -6,7 +6,7 @@ after another in one thread, so they add up to more than the time a frame takes 
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from sfn_rt.evidence import BLOCK
+from sfn_rt.evidence import BLOCK, empty_scene, measure_errors
 from sfn_rt.exceptions import VideoError
 from sfn_rt.features import Predictor
 from sfn_rt.frames import Frame, open_source
 from sfn_rt.model import Model, open_model
 from sfn_rt.options import BenchOptions
 from sfn_rt.pipeline import VideoRun, grouped
-from sfn_rt.prediction_error import absolute_error, measure_error
+from sfn_rt.prediction_error import VisualError, absolute_error
 from sfn_rt.preprocess import preprocess
-from sfn_rt.semantics.captioner import Clip
+from sfn_rt.semantics.narrator import Narrator, embed
 from sfn_rt.semantics.scene import SceneAnalyser
 
-STAGES = ("decode", "preprocess", "scene", "caption", "encode + predict", "score")
+Stages = dict[str, dict[str, float]]  # stage -> mean, p50 and p99 in milliseconds a frame
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,16 @@ class BenchResult:
     warmup: int
     frames_per_second: float
     block_ms: dict[str, float]  # p50 and p99 of a block, end to end
-    stages: dict[str, dict[str, float]]  # mean, p50 and p99 a frame
+    stages: Stages
+    system: str  # that the bundle holds
     machine: dict[str, Any]
 
     def text(self) -> str:
         """For people."""
         lines = [
-            f"{self.machine['processor']}, {self.machine['backend']} {self.machine['precision']}, "
-            f"{self.machine['threads']} threads, blocks of {BLOCK}, warm-up {self.warmup} frames",
+            f"{self.system} on {self.machine['processor']}, {self.machine['backend']} "
+            f"{self.machine['precision']}, {self.machine['threads']} threads, blocks of {BLOCK}, "
+            f"warm-up {self.warmup} frames",
             f"{self.frames} frames end to end: {self.frames_per_second:.1f} frames/s "
             f"(a block p50 {self.block_ms['p50']:.1f} ms, p99 {self.block_ms['p99']:.1f} ms)",
             f"{'stage':<18}{'mean':>9}{'p50':>9}{'p99':>9}  ms a frame, one after another",
@@ -59,6 +61,7 @@ class BenchResult:
     def to_json(self) -> dict[str, object]:
         """For programs."""
         return {
+            "system": self.system,
             "frames": self.frames,
             "warmup": self.warmup,
             "frames_per_second": self.frames_per_second,
@@ -81,7 +84,10 @@ def bench(video: Path, bundle: Path, options: BenchOptions) -> BenchResult:
             "precision": "fp32",
             "block": BLOCK,
         }
-    return BenchResult(options.frames, options.warmup, fps, _spread(blocks), stages, machine)
+        system = model.perception.system
+    return BenchResult(
+        options.frames, options.warmup, fps, _spread(blocks), stages, system, machine
+    )
 
 
 def _end_to_end(video: Path, model: Model, options: BenchOptions) -> tuple[float, list[float]]:
@@ -107,51 +113,87 @@ def _end_to_end(video: Path, model: Model, options: BenchOptions) -> tuple[float
                 before = now
                 if seen >= total:
                     break
-        if not run.rows.n_frames:
+        if not run.n_taken:
             raise VideoError(f"{video}: no frames to measure with")
     return measured / (before - start), times
 
 
-def _stages(video: Path, model: Model, options: BenchOptions) -> dict[str, dict[str, float]]:
-    p = model.perception
+def _stages(video: Path, model: Model, options: BenchOptions) -> Stages:
+    """Each stage's times, block after block in this thread."""
     watch = _Watch()
-    analyser = SceneAnalyser(p.scene_config, p.scene.background)
-    predictor = Predictor(p.backend, p.observed)
-    causal = VideoRun(model, 25.0).causal
+    stages = _reconstruct if model.perception.system == "dual-memory" else _predict
+    step = stages(model, watch)
     blocks = grouped(_endless(video), BLOCK)
     for number in range(-(-(options.warmup + options.frames) // BLOCK)):
         watch.counts = number * BLOCK >= options.warmup
         with watch("decode"):
             frames = next(blocks)
+        step(frames)
+    return {stage: {"mean": float(np.mean(ms)), **_spread(ms)} for stage, ms in watch.times.items()}
+
+
+def _predict(model: Model, watch: "_Watch") -> Callable[[list[Frame]], None]:
+    """The stages of sfn-vad's stream, one by one."""
+    p = model.perception
+    analyser = SceneAnalyser(p.scene_config, p.scene.background)
+    windows = p.windows or (p.observed,)
+    narrator = Narrator(p.captioner, observed=p.observed, stride=p.stride, windows=windows)
+    predictor = Predictor(p.backend, p.observed)
+    causal = VideoRun(model, 25.0).causal
+
+    def step(frames: list[Frame]) -> None:
         with watch("preprocess"):
             pictures = np.stack([preprocess(frame.image, p.preprocessing) for frame in frames])
         with watch("scene"):
-            scenes = [analyser.step(frame.image) for frame in frames]
-        n = predictor.n_predicted(len(frames))
+            scenes = [
+                analyser.step(frame.image) if p.needs_scenes else empty_scene(frame)
+                for frame in frames
+            ]
         with watch("caption"):
-            made = range(0, len(frames), p.stride)
-            captions = [p.captioner.caption(Clip(i, frames, scenes[: i + 1])) for i in made]
-            held = [text for text in captions for _ in range(p.stride)][: len(frames)]
-            text = None if p.text is None else p.text.encode(held)[len(frames) - n :]
+            captions = narrator.step(frames, scenes)
+            text = embed(p.text, captions) if p.text is not None and captions else None
         with watch("encode + predict"):
             prediction = predictor.step(pictures, text)
         if prediction is None:
-            continue
+            return
+        n = len(captions)
         with watch("score"):
-            errors = absolute_error(prediction.next_frame, pictures[-n:])
-            for error, scene in zip(errors, scenes[-n:], strict=True):
-                evidence = {"visual": measure_error(error, p.visual).evidence, "semantic": 0.0}
+            visual: list[VisualError] = []
+            if prediction.next_frame is not None:
+                visual = measure_errors(absolute_error(prediction.next_frame, pictures[-n:]), p)
+            for i, scene in enumerate(scenes[-n:]):
+                evidence = {"semantic": 0.0}
+                if visual:
+                    evidence["visual"] = visual[i].evidence
                 if p.scene.attributes is not None:
                     evidence["attribute"] = p.scene.attributes.evidence(scene)
                 causal.update({term: evidence[term] for term in p.terms})
-    return {stage: {"mean": float(np.mean(ms)), **_spread(ms)} for stage, ms in watch.times.items()}
+
+    return step
+
+
+def _reconstruct(model: Model, watch: "_Watch") -> Callable[[list[Frame]], None]:
+    """The stages of dual-memory's stream."""
+    run = VideoRun(model, 25.0)
+
+    def step(frames: list[Frame]) -> None:
+        with watch("preprocess"):
+            block = run.stream.look(frames)
+        with watch("reconstruct"):
+            rows = run.stream.predict(block)
+        with watch("score"):
+            for row in rows:
+                if row.terms:
+                    run.causal.update(row.terms)
+
+    return step
 
 
 class _Watch:
     """Times what runs inside `with watch(stage):`, in milliseconds a frame of a block."""
 
     def __init__(self) -> None:
-        self.times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        self.times: dict[str, list[float]] = {}
         self.counts = False  # False during the warm-up
 
     @contextmanager
@@ -159,7 +201,7 @@ class _Watch:
         before = time.perf_counter()
         yield
         if self.counts:
-            self.times[stage].append(1e3 * (time.perf_counter() - before) / BLOCK)
+            self.times.setdefault(stage, []).append(1e3 * (time.perf_counter() - before) / BLOCK)
 
 
 def _endless(video: Path) -> Iterator[Frame]:

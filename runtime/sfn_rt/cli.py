@@ -215,11 +215,11 @@ def inspect(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Show what is installed and works, and what to install."""
+def doctor(bundle: BundleOption = None, as_json: JsonOption = False) -> None:
+    """Show what is installed and works, what to install, and which system a bundle holds."""
     from sfn_rt.doctor import diagnose
 
-    diagnosis = diagnose()
+    diagnosis = diagnose(bundle or find_bundle())
     print_answer(diagnosis.text(), diagnosis.to_json(), as_json)
     if not diagnosis.can_score:
         raise typer.Exit(1)
@@ -227,19 +227,22 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def choose_bundle(option: Path | None) -> Path:
     """The bundle to use, said on stderr: the option, else SFN_BUNDLE, else ./bundle."""
-    if option is not None:
-        path, source = option, "as asked"
-    elif named := os.environ.get("SFN_BUNDLE"):
-        path, source = Path(named), "from SFN_BUNDLE"
-    else:
-        path, source = Path("bundle"), "the default"
-        if not path.exists():
-            raise BundleError(
-                "no bundle: ./bundle does not exist; pass --bundle, set SFN_BUNDLE, "
-                "or make one with `make export`"
-            )
-    typer.echo(f"bundle: {path} ({source})", err=True)
+    path = option or find_bundle()
+    if path is None:
+        raise BundleError(
+            "no bundle: ./bundle does not exist; pass --bundle, set SFN_BUNDLE, "
+            "or make one with `make export`"
+        )
+    source = "from SFN_BUNDLE" if os.environ.get("SFN_BUNDLE") else "the default"
+    typer.echo(f"bundle: {path} ({'as asked' if option else source})", err=True)
     return path
+
+
+def find_bundle() -> Path | None:
+    """The bundle where none is named: SFN_BUNDLE, else ./bundle where it exists."""
+    if named := os.environ.get("SFN_BUNDLE"):
+        return Path(named)
+    return Path("bundle") if Path("bundle").exists() else None
 
 
 def print_answer(text: str, values: Mapping[str, Any], as_json: bool) -> None:

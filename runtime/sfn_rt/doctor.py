@@ -86,8 +86,8 @@ class Diagnosis:
 NOT_YET = "This machine cannot score video yet: follow the arrows above."
 
 
-def diagnose() -> Diagnosis:
-    """Probe everything. Takes about a second."""
+def diagnose(bundle: Path | None = None) -> Diagnosis:
+    """Probe everything, and the bundle if there is one. Takes about a second."""
     probes: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("video", probe_video),
         ("opencv", probe_opencv),
@@ -97,6 +97,7 @@ def diagnose() -> Diagnosis:
         ("tensorrt", lambda: probe_import("tensorrt", "tensorrt", "trt")),
         ("tensorrt-rtx", lambda: probe_import("tensorrt-rtx", "tensorrt_rtx", "rtx")),
         ("nvidia driver", probe_driver),
+        ("bundle", lambda: probe_bundle(bundle)),
     )
     packages = {extra: {name: installed(name) for name in names} for extra, names in EXTRAS.items()}
     return Diagnosis(
@@ -217,6 +218,20 @@ def probe_import(name: str, module: str, extra: str) -> Finding:
         return Finding(name, "absent", f"optional: the {extra} extra is not installed")
     loaded = __import__(module)
     return Finding(name, "works", f"{module} {loaded.__version__} loads")
+
+
+def probe_bundle(path: Path | None) -> Finding:
+    """Which system it holds. Scoring names its own bundle, so this one decides nothing."""
+    if path is None:
+        return Finding("bundle", "absent", "none to look at: neither --bundle nor SFN_BUNDLE")
+    from sfn_rt.bundle import load_bundle
+    from sfn_rt.exceptions import BundleError
+
+    try:
+        manifest = load_bundle(path).manifest
+    except BundleError as error:
+        return Finding("bundle", "broken", str(error), "make one with `make export`")
+    return Finding("bundle", "works", f"{path} holds {manifest.system}, profile {manifest.profile}")
 
 
 def probe_driver() -> Finding:

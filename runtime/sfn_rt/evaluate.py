@@ -4,6 +4,7 @@ test video -> evidence and score (as `sfn-rt score` makes them) -> evaluation.ev
            -> no-model baselines, from the same frames          ->
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,10 +21,16 @@ from sfn_rt.frames import open_source
 from sfn_rt.metrics import BoxHits, PixelAuroc, localisation, peak_box_hits
 from sfn_rt.model import Model, open_model
 from sfn_rt.options import EvalOptions
-from sfn_rt.pipeline import VideoRun
+from sfn_rt.pipeline import VideoRun, check_frames
 from sfn_rt.plots import Panel, RocCurve, Series, label_spans, line_chart, roc_chart
 from sfn_rt.progress import Progress
-from sfn_rt.scores import OBSERVED, PUBLISHED, FloatArray, VideoScores
+from sfn_rt.scores import (
+    FloatArray,
+    PaperConstants,
+    VideoScores,
+    paper_constants,
+    scored_span,
+)
 from sfn_rt.sinks.files import OutputFolder, output_errors, to_json, write_atomic, write_scores
 
 ByVideo = dict[str, FloatArray]
@@ -66,10 +73,12 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
         model = stack.enter_context(opened)
         folder = stack.enter_context(OutputFolder(options.out, overwrite=options.force))
         workers = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-        no_model = workers.submit(measure_baselines, dataset, labelled)
-        scored, warnings, places = _score_all(model, labelled, dataset, options)
+        stop = threading.Event()
+        stack.callback(stop.set)  # leaving early waits for one frame, not for all baselines
+        no_model = workers.submit(measure_baselines, dataset, labelled, stop)
+        constants_name, constants = paper_constants(model.perception.system, dataset.published)
+        scored, warnings, places = _score_all(model, labelled, dataset, constants, options)
         baselines = no_model.result()
-        constants_name = dataset.published or "default"
         notes = list(dataset.notes)
         if not dataset.train:
             notes.append("no normal videos beside the test videos: blob baselines are left out")
@@ -77,7 +86,7 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
             scored,
             {video.name: video.labels for video in labelled if video.labels is not None},
             tails=model.tails,
-            constants=PUBLISHED[constants_name],
+            constants=constants,
             constants_name=constants_name,
             threshold=model.threshold,
             fps=float(np.median([video.fps for video in scored])),
@@ -94,12 +103,29 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
     return EvaluationReport(result, options.out, names, tuple(warnings))
 
 
-def measure_baselines(dataset: Dataset, videos: Iterable[Video]) -> dict[str, ByVideo]:
-    """(T,) evidence of every no-model baseline, by baseline and video."""
+class Stopped(Exception):
+    """The measurement was no longer wanted; nobody waits for this."""
+
+
+def measure_baselines(
+    dataset: Dataset, videos: Iterable[Video], stop: threading.Event | None = None
+) -> dict[str, ByVideo]:
+    """(T,) evidence of every no-model baseline, by baseline and video.
+
+    Runs beside the scoring, in a thread: raises Stopped soon after `stop` is set.
+    """
+
+    def images(video: Video) -> Iterator[np.ndarray]:
+        with open_source(video.path, fps=dataset.fps) as source:
+            for frame in source:
+                if stop is not None and stop.is_set():
+                    raise Stopped
+                yield frame.image
+
     if dataset.train:
 
         def normal() -> Iterator[Iterator[np.ndarray]]:
-            return (_images(video, dataset.fps) for video in dataset.train)
+            return (images(video) for video in dataset.train)
 
         baselines = Baselines.fit(normal)
     else:
@@ -107,27 +133,24 @@ def measure_baselines(dataset: Dataset, videos: Iterable[Video]) -> dict[str, By
     found: dict[str, ByVideo] = {}
     for video in videos:
         baselines.reset()
-        rows = [baselines.update(image) for image in _images(video, dataset.fps)]
+        rows = [baselines.update(image) for image in images(video)]
         columns = {name: np.array([row[name] for row in rows]) for name in baselines.names}
         for name, values in (from_length(len(rows)) | columns).items():
             found.setdefault(name, {})[video.name] = values
     return found
 
 
-def _images(video: Video, fps: float | None) -> Iterator[np.ndarray]:
-    with open_source(video.path, fps=fps) as source:
-        for frame in source:
-            yield frame.image
-
-
 def _score_all(
-    model: Model, videos: list[Video], dataset: Dataset, options: EvalOptions
+    model: Model,
+    videos: list[Video],
+    dataset: Dataset,
+    constants: PaperConstants,
+    options: EvalOptions,
 ) -> tuple[list[VideoScores], list[str], Mapping[str, float] | None]:
     scored: list[VideoScores] = []
     warnings: list[str] = []
     hits: BoxHits | None = None
     pixels = PixelAuroc()
-    constants = PUBLISHED[dataset.published or "default"]
     for number, video in enumerate(videos, start=1):
         with (
             open_source(video.path, fps=dataset.fps) as source,
@@ -145,15 +168,14 @@ def _score_all(
                 progress.advance(len(block.frames))
             if source.problem is not None:
                 raise VideoError(f"{video.path}: {source.problem}; labels need the whole video")
-            check_length(video, run.rows.n_frames)
-            if run.rows.n_frames <= OBSERVED:
-                raise VideoError(f"{video.path}: {run.rows.n_frames} frames are too few to score")
+            check_length(video, run.n_taken)
+            check_frames(video.path, run.n_taken, model)
             result = run.finish(video.name, constants)
         scored.append(result)
         told = [text for text in (*source.warnings, *run.warnings) if text not in dataset.notes]
         warnings += [f"{video.name}: {text}" for text in told]
         if video.masks is not None:
-            found = peak_box_hits(result.box, video.masks)
+            found = peak_box_hits(result.box, video.masks, scored=scored_span(result.terms))
             hits = found if hits is None else hits + found
     places = None if hits is None else localisation(hits, pixels if pixels.pixels else None)
     return scored, warnings, places

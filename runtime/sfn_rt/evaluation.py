@@ -7,9 +7,10 @@ under both protocols of `scores.py`:
     causal   tails of normal footage, moving average; what a camera can do
 
 A baseline passes the same two: smoothed like a term under `paper`; under `causal` averaged as
-it is, or as its surprise where a tail of it on normal footage is at hand. The first `OBSERVED`
-frames of each video are left out. AUC and the rest come from metrics.py; AUC is micro (all
-frames of all videos in one ROC) and macro (mean over the videos that hold both classes).
+it is, or as its surprise where a tail of it on normal footage is at hand. The frames that the
+model cannot score, at both ends of each video, are left out for all. AUC and the rest come from
+metrics.py; AUC is micro (all frames of all videos in one ROC) and macro (mean over the videos that
+hold both classes).
 
 What the labels cannot give (they hold one class only) is NaN here, null in JSON and n/a in the
 table, and `reasons` says why. The JSON is described by schemas/evaluation.schema.json.
@@ -38,7 +39,6 @@ from sfn_rt.metrics import (
 from sfn_rt.printable import printable
 from sfn_rt.scores import (
     EMA_ALPHA,
-    OBSERVED,
     PAPER_TERMS,
     PUBLISHED,
     TERMS,
@@ -50,6 +50,7 @@ from sfn_rt.scores import (
     moving_average,
     paper_scores,
     paper_term,
+    scored_span,
 )
 from sfn_rt.threshold import Threshold
 
@@ -114,6 +115,7 @@ class Evaluation:
     constants_name: str
     alpha: float
     fps: float
+    unscored: tuple[int, int]  # frames at the beginning and at the end of each video
     fingerprint: str | None
     labels_from: str | None  # the file, folder or rule that made the labels
     reasons: tuple[str, ...]  # why figures are n/a
@@ -165,7 +167,8 @@ class Evaluation:
                 "scored_frames": scored,
                 "abnormal_frames": abnormal,
                 "normal_frames": scored - abnormal,
-                "unscored_first_frames": OBSERVED,
+                "unscored_first_frames": self.unscored[0],
+                "unscored_last_frames": self.unscored[1],
             },
             "protocols": {
                 "paper": {
@@ -217,19 +220,24 @@ class Evaluation:
         origin = f" from {printable(self.labels_from)}" if self.labels_from else ""
         yield _wrapped(
             f"{_count(len(self.videos), 'video')}, {_count(scored, 'scored frame')}: {abnormal} "
-            f"abnormal, {scored - abnormal} normal; frames 0-{OBSERVED - 1} of each video are left "
+            f"abnormal, {scored - abnormal} normal; {self._left_out()} of each video are left "
             f"out. Labels {self.fingerprint or 'without a fingerprint'}{origin}."
         )
         c = self.constants
         origin = f"published for {self.constants_name}" if self.published else self.constants_name
         yield _wrapped(
-            f"paper: constants {origin} (visual {c.visual:g}, semantic {c.semantic:g}, attribute "
-            f"{c.attribute:g}, sigma {c.sigma:g}, {'min-max a video' if c.minmax else 'no min-max'}"
-            f"); uses each test video's future, so no camera can run it."
+            f"paper: constants {origin} ({c.text()}); uses each test video's future, so no camera "
+            f"can run it."
         )
         yield _wrapped(
             f"causal: normal footage and the past only (moving average, alpha {self.alpha:g})."
         )
+
+    def _left_out(self) -> str:
+        first, last = self.unscored
+        if last:
+            return f"the first {first} and the last {last} frames"
+        return f"frames 0-{first - 1}"
 
     def _evidence(self) -> Iterator[str]:
         width = min(_NAME_WIDTH, 2 + max(len(printable(row.evidence)) for row in self.rows))
@@ -324,7 +332,8 @@ def evaluate(
     _check(videos, labels, baselines, localisation)
     names = [name for name in TERMS if name in videos[0].terms]
     abnormal = [np.asarray(labels[video.name]).astype(bool) for video in videos]
-    truth = [y[OBSERVED:] for y in abnormal]
+    spans = [scored_span(video.terms) for video in videos]
+    truth = [y[span] for y, span in zip(abnormal, spans, strict=True)]
     score_terms = _TermScores(videos, tails, constants, alpha)
 
     rows = [
@@ -336,7 +345,9 @@ def evaluate(
             causal=_figures([_causal_baseline(x, tails.get(name), alpha) for x in evidence], truth),
         )
         for name, by_video in baselines.items()
-        for evidence in [[_unscored(by_video[video.name]) for video in videos]]
+        for evidence in [
+            [_like(by_video[v.name], span) for v, span in zip(videos, spans, strict=True)]
+        ]
     ]
     rows += [
         Row(
@@ -371,11 +382,11 @@ def evaluate(
             frames=video.n_frames,
             scored=len(y),
             abnormal=int(y.sum()),
-            paper_auc=roc_auc(paper[OBSERVED:], y),
-            causal_auc=roc_auc(causal[OBSERVED:], y),
+            paper_auc=roc_auc(paper[span], y),
+            causal_auc=roc_auc(causal[span], y),
         )
-        for video, y, paper, causal in zip(
-            videos, truth, score_terms.paper(every), score_terms.causal(every), strict=True
+        for video, span, y, paper, causal in zip(
+            videos, spans, truth, score_terms.paper(every), score_terms.causal(every), strict=True
         )
     )
     deployed = event_metrics(
@@ -394,6 +405,7 @@ def evaluate(
         constants_name=constants_name,
         alpha=alpha,
         fps=fps,
+        unscored=(spans[0].start, videos[0].n_frames - spans[0].stop),
         fingerprint=fingerprint,
         labels_from=labels_from,
         reasons=tuple(_reasons(video_rows, deployed, localisation)),
@@ -430,8 +442,8 @@ class _TermScores:
 
 
 def _figures(scores: Sequence[FloatArray], truth: Sequence[npt.NDArray[np.bool_]]) -> Figures:
-    """Of one evidence; scores (T,) with the first frames still in, labels without them."""
-    scored = [score[OBSERVED:] for score in scores]
+    """Of one evidence; scores (T,) are NaN on the frames that the labels leave out."""
+    scored = [score[np.isfinite(score)] for score in scores]
     all_scores, all_labels = np.concatenate(scored), np.concatenate(truth)
     both = bool(all_labels.any() and not all_labels.all())
 
@@ -447,10 +459,10 @@ def _figures(scores: Sequence[FloatArray], truth: Sequence[npt.NDArray[np.bool_]
     )
 
 
-def _unscored(evidence: FloatArray) -> FloatArray:
-    """A baseline knows its first frames; the model does not, so nobody is measured on them."""
-    masked = np.array(evidence, dtype=np.float64)
-    masked[:OBSERVED] = np.nan
+def _like(evidence: FloatArray, span: slice) -> FloatArray:
+    """A baseline knows every frame; the model does not, so nobody is measured on the others."""
+    masked = np.full(len(evidence), np.nan)
+    masked[span] = evidence[span]
     return masked
 
 
@@ -469,6 +481,7 @@ def _check(
     """Refuse what would otherwise be measured against the wrong frames."""
     if not videos:
         raise DataError("nothing to evaluate: no test video has labels")
+    first: tuple[int, int] | None = None
     names = [video.name for video in videos]
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -486,11 +499,6 @@ def _check(
                 f"{video.name}: labels must be 0 (normal) or 1 (abnormal), got values up to "
                 f"{np.max(labels[video.name])}"
             )
-        if video.n_frames <= OBSERVED:
-            raise DataError(
-                f"{video.name}: {video.n_frames} frames are too few, the first {OBSERVED} have no "
-                f"score; leave this video out"
-            )
         if video.terms.keys() != videos[0].terms.keys():
             raise InputError(
                 f"{video.name}: scored with {sorted(video.terms)}, {videos[0].name} with "
@@ -498,10 +506,27 @@ def _check(
             )
         if unknown := sorted(set(video.terms) - set(TERMS)):
             raise InputError(f"{video.name}: unknown terms {unknown}; known ones are {TERMS}")
+        span = scored_span(video.terms)
+        if span.start == span.stop:
+            raise DataError(
+                f"{video.name}: none of its {video.n_frames} frames has a score; leave this video "
+                f"out"
+            )
+        unscored = (span.start, video.n_frames - span.stop)
+        first = unscored if first is None else first
+        if unscored != first:
+            raise InputError(
+                f"{video.name}: {unscored[0]} frames at its beginning and {unscored[1]} at its end "
+                f"have no score, of {videos[0].name} {first[0]} and {first[1]}; one system "
+                f"scores all videos alike"
+            )
+        inside = np.zeros(video.n_frames, dtype=bool)
+        inside[span] = True
         for name, values in {**video.terms, "causal": video.causal}.items():
-            if not np.isfinite(values[OBSERVED:]).all():
+            if not np.array_equal(np.isfinite(values), inside):
                 raise InputError(
-                    f"{video.name}: {name} must be a finite number from frame {OBSERVED} on"
+                    f"{video.name}: {name} must be a number on frames {span.start} to "
+                    f"{span.stop - 1} and on no others, as every term"
                 )
         for name, by_video in baselines.items():
             found = len(by_video[video.name]) if video.name in by_video else 0

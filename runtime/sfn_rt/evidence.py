@@ -7,11 +7,13 @@ Training fits the statistics of normal footage with this module and a PyTorch ba
 scores with it and ONNX Runtime: there is no second implementation to disagree with. A stream's
 state is bounded and can be taken out and put back exactly.
 
+`EvidenceStream` is sfn-vad's; `reconstruction.py` has the other system's, `streams.py` chooses.
+
 Axes: b frames of a block, p of them predicted, T observed frames, h and w the model's frame size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,24 +27,19 @@ from sfn_rt.normal import SceneModel
 from sfn_rt.prediction_error import (
     Box,
     VisualConfig,
+    VisualError,
     absolute_error,
     measure_error,
     semantic_error,
 )
 from sfn_rt.preprocess import Preprocessing, preprocess
 from sfn_rt.scores import TERMS
-from sfn_rt.semantics.captioner import Captioner, Clip
-from sfn_rt.semantics.scene import Scene, SceneAnalyser, SceneConfig, Thing
+from sfn_rt.semantics.captioner import Captioner
+from sfn_rt.semantics.narrator import Narrator, SentenceEncoder, embed
+from sfn_rt.semantics.scene import Scene, SceneAnalyser, SceneConfig
+from sfn_rt.systems import System
 
 BLOCK = 8  # frames run through the networks together
-
-
-class SentenceEncoder(Protocol):
-    """Embeds sentences: the device's TextEncoder, or the trainer's."""
-
-    def encode(self, sentences: Sequence[str]) -> Array:
-        """n sentences to (n, S) float32, each row of length 1."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,20 +50,36 @@ class Perception:
     observed: int  # T
     preprocessing: Preprocessing
     visual: VisualConfig
-    scene_config: SceneConfig
     scene: SceneModel
-    captioner: Captioner
-    text: SentenceEncoder | None  # None: the model has no semantic branch
-    stride: int  # frames for which one caption holds
     terms: tuple[str, ...]  # that are switched on
+    system: System = "sfn-vad"
+    lag: int = 0  # frames between the newest frame seen and the one scored
+    scene_config: SceneConfig = field(default_factory=SceneConfig)
+    captioner: Captioner | None = None  # None: frames are not described
+    text: SentenceEncoder | None = None  # None: the model has no semantic branch
+    stride: int = 1  # frames for which one caption holds
+    windows: tuple[int, ...] = ()  # frames that each caption tells of; none: the observed ones
     on_error: Callable[[Array], None] | None = None  # sees each block's error maps (p, h, w)
 
     @property
     def available_terms(self) -> tuple[str, ...]:
         """Terms this model can give, in the order of TERMS."""
-        there = {"visual": True, "semantic": self.text is not None}
+        given = {tensor.name for part in self.backend.parts.values() for tensor in part.outputs}
+        there = {"visual": bool(given & {"next_frame", "error"})}
+        there["semantic"] = self.text is not None and "semantic" in given
         there["attribute"] = self.scene.attributes is not None
         return tuple(term for term in TERMS if there[term])
+
+    @property
+    def needs_scenes(self) -> bool:
+        """Whether anything asks for what moves in a frame."""
+        told = self.captioner is not None and self.captioner.needs_scenes
+        return told or "attribute" in self.terms
+
+    @property
+    def least_frames(self) -> int:
+        """Of a video in which one frame is scored."""
+        return self.observed if self.system == "dual-memory" else self.observed + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +89,12 @@ class Looked:
     frames: Sequence[Frame]
     pictures: NDArray[np.float32]  # (b, 3, h, w)
     scenes: Sequence[Scene]
-    analyser: Mapping[str, Any]  # its state after this block
+    analyser: Mapping[str, Any]  # state of the scene analysis after this block; empty without
 
 
 @dataclass(frozen=True, slots=True)
 class FrameEvidence:
-    """What was found out about one frame. Terms are empty on the first T frames of a video."""
+    """What was found out about one frame. Terms are empty on frames that cannot be scored."""
 
     index: int
     time_s: float
@@ -92,37 +105,67 @@ class FrameEvidence:
     heat: NDArray[np.float16] | None  # (gh, gw)
 
 
+class Stream(Protocol):
+    """The evidence of one video, block by block: a row a frame, in order, some frames late."""
+
+    @property
+    def pending(self) -> int:
+        """Frames taken whose rows have not come out."""
+        ...
+
+    def look(self, frames: Sequence[Frame]) -> Looked:
+        """First stage: may run ahead of `predict`, in another thread."""
+        ...
+
+    def predict(self, block: Looked) -> list[FrameEvidence]:
+        """Second stage: the rows that this block completes."""
+        ...
+
+    def finish(self) -> list[FrameEvidence]:
+        """The video is over: the rows of the frames that are pending."""
+        ...
+
+    def state(self, block: Looked) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Arrays and JSON to continue from, exactly, after `predict(block)`."""
+        ...
+
+    def restore(self, arrays: Mapping[str, Array], plain: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        ...
+
+
 class EvidenceStream:
-    """The evidence of one video, block by block, in order."""
+    """The stream of sfn-vad: every frame is predicted from those before it, none is late."""
+
+    pending = 0
 
     def __init__(self, perception: Perception) -> None:
-        self._p = perception
-        self._analyser = SceneAnalyser(perception.scene_config, perception.scene.background)
-        self._predictor = Predictor(perception.backend, perception.observed)
-        self._recent: list[tuple[Frame, Scene]] = []  # the last T frames
-        self._caption: str | None = None
+        self._p = p = perception
+        self._analyser = SceneAnalyser(p.scene_config, p.scene.background)
+        self._predictor = Predictor(p.backend, p.observed)
+        windows = p.windows or (p.observed,)
+        self._n_windows = len(windows)
+        self._narrator = Narrator(
+            p.captioner, observed=p.observed, stride=p.stride, windows=windows
+        )
 
     def look(self, frames: Sequence[Frame]) -> Looked:
         """First stage: may run ahead of `predict`, in another thread."""
         pictures = np.stack([preprocess(f.image, self._p.preprocessing) for f in frames])
+        if not self._p.needs_scenes:
+            return Looked(frames, pictures, [empty_scene(frame) for frame in frames], {})
         scenes = [self._analyser.step(frame.image) for frame in frames]
         return Looked(frames, pictures, scenes, self._analyser.state())
 
     def predict(self, block: Looked) -> list[FrameEvidence]:
         """Second stage: the evidence of each frame of the block."""
-        n_before = len(self._recent)
-        seen = [*self._recent, *zip(block.frames, block.scenes, strict=True)]
-        observed = self._p.observed
-        first = max(observed - n_before, 0)  # of the block's frames that is predicted
-        captions = [
-            self._caption_before(seen, n_before + i) for i in range(first, len(block.frames))
-        ]
+        captions = self._narrator.step(block.frames, block.scenes)
         visual, semantic = self._networks(block, captions)
-        self._recent = seen[-observed:]
+        first = len(block.frames) - len(captions)  # of the block's frames that is predicted
         rows = []
         for i, (frame, scene) in enumerate(zip(block.frames, block.scenes, strict=True)):
             if i < first:
-                rows.append(FrameEvidence(frame.index, frame.time_s, scene, {}, None, None, None))
+                rows.append(unscored(frame.index, frame.time_s, scene))
                 continue
             error = visual[i - first] if visual else None
             terms: dict[str, float] = {}
@@ -133,22 +176,22 @@ class EvidenceStream:
             if "attribute" in self._p.terms:
                 terms["attribute"] = _attributes(self._p).evidence(scene)
             box, heat = (error.box, error.heat) if error else (None, None)
-            caption = captions[i - first]
-            rows.append(FrameEvidence(frame.index, frame.time_s, scene, terms, caption, box, heat))
+            shortest = captions[i - first][0] if captions[i - first] else None
+            rows.append(FrameEvidence(frame.index, frame.time_s, scene, terms, shortest, box, heat))
         return rows
+
+    def finish(self) -> list[FrameEvidence]:
+        """Nothing is left: no frame waits for later ones."""
+        return []
 
     def state(self, block: Looked) -> tuple[dict[str, Array], dict[str, Any]]:
         """Arrays and JSON to continue from, exactly, after `predict(block)`."""
-        arrays: dict[str, Array] = {f"predictor/{k}": v for k, v in self._predictor.state().items()}
+        images, narrator = self._narrator.state()
+        arrays = {f"predictor/{k}": v for k, v in self._predictor.state().items()} | images
         for name in ("previous", "running"):
-            if block.analyser[name] is not None:
+            if block.analyser.get(name) is not None:
                 arrays[f"analyser/{name}"] = block.analyser[name]
-        arrays |= {f"image/{i}": frame.image for i, (frame, _) in enumerate(self._recent)}
-        recent = [
-            {"index": f.index, "time_s": f.time_s, "scene": asdict(s)} for f, s in self._recent
-        ]
-        plain = {"recent": recent, "caption": self._caption, "count": block.analyser["count"]}
-        return arrays, plain
+        return arrays, narrator | {"count": block.analyser.get("count", 0)}
 
     def restore(self, arrays: Mapping[str, Array], plain: Mapping[str, Any]) -> None:
         """Continue where `state` was taken."""
@@ -162,45 +205,45 @@ class EvidenceStream:
                 "count": plain["count"],
             }
         )
-        self._recent = [
-            (Frame(r["index"], r["time_s"], arrays[f"image/{i}"]), _scene(r["scene"]))
-            for i, r in enumerate(plain["recent"])
-        ]
-        self._caption = plain["caption"]
+        self._narrator.restore(arrays, plain)
 
-    def _caption_before(self, seen: Sequence[tuple[Frame, Scene]], at: int) -> str:
-        """The caption in force for the clip that ends just before `seen[at]`."""
-        t = seen[at][0].index
-        if self._caption is None or (t - self._p.observed) % self._p.stride == 0:
-            clip = seen[at - self._p.observed : at]
-            frames, scenes = [f for f, _ in clip], [s for _, s in clip]
-            self._caption = self._p.captioner.caption(Clip(t - 1, frames, scenes))
-        return self._caption
-
-    def _networks(self, block: Looked, captions: Sequence[str]) -> tuple[Any, Any]:
+    def _networks(self, block: Looked, captions: Sequence[Sequence[str]]) -> tuple[Any, Any]:
         if not {"visual", "semantic"} & set(self._p.terms):
             return None, None
         text = None
         if self._p.text is not None and captions:
-            text = self._p.text.encode(captions)  # (p, S)
+            text = embed(self._p.text, captions)  # (p, K S)
         prediction = self._predictor.step(block.pictures, text)
         if prediction is None:
             return None, None
-        actual = block.pictures[-len(prediction.next_frame) :]  # (p, 3, h, w)
-        errors = absolute_error(prediction.next_frame, actual)  # (p, h, w)
-        if self._p.on_error is not None:
-            self._p.on_error(errors)
-        visual = [measure_error(error, self._p.visual) for error in errors]
-        semantic = None
+        visual = semantic = None
+        if prediction.next_frame is not None:
+            actual = block.pictures[-len(prediction.next_frame) :]  # (p, 3, h, w)
+            errors = absolute_error(prediction.next_frame, actual)  # (p, h, w)
+            visual = measure_errors(errors, self._p)
         if "semantic" in self._p.terms and prediction.semantic is not None and text is not None:
-            semantic = semantic_error(prediction.semantic, text)  # (p,)
+            semantic = semantic_error(prediction.semantic, text, self._n_windows)  # (p,)
         return visual, semantic
+
+
+def measure_errors(errors: NDArray[np.float32], perception: Perception) -> list[VisualError]:
+    """Evidence, box and heat of each error map of a block (p, h, w), and a look at them first."""
+    if perception.on_error is not None:
+        perception.on_error(errors)
+    return [measure_error(error, perception.visual) for error in errors]
+
+
+def empty_scene(frame: Frame) -> Scene:
+    """The size of a frame, where nobody asks what moves in it."""
+    height, width = frame.image.shape[:2]
+    return Scene(width, height, ())
+
+
+def unscored(index: int, time_s: float, scene: Scene) -> FrameEvidence:
+    """The row of a frame that cannot be scored."""
+    return FrameEvidence(index, time_s, scene, {}, None, None, None)
 
 
 def _attributes(perception: Perception) -> AttributeModel:
     assert perception.scene.attributes is not None, "the attribute term is on without a model"
     return perception.scene.attributes
-
-
-def _scene(raw: Mapping[str, Any]) -> Scene:
-    return Scene(raw["width"], raw["height"], tuple(Thing(**thing) for thing in raw["things"]))

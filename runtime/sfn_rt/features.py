@@ -4,7 +4,8 @@ Consecutive clips share all but one of their frames. Only what the next predicti
 kept: the tokens of the last T frames, of the last T - 1 differences, the last skip and the last
 frame. That is the whole state of the networks, whatever the video's length.
 
-Axes: b frames of a block, p of them predicted, T observed frames of a clip, N patches, D width.
+Axes: b frames of a block, p of them predicted, T observed frames of a clip, N patches, D width,
+K captions a clip of S numbers each.
 """
 
 from collections.abc import Mapping
@@ -22,8 +23,8 @@ FloatArray = NDArray[np.float32]
 class Prediction:
     """What the model expected of the last p frames of a block."""
 
-    next_frame: FloatArray  # (p, 3, h, w)
-    semantic: FloatArray | None  # (p, S)
+    next_frame: FloatArray | None  # (p, 3, h, w); None: the model has no picture branch
+    semantic: FloatArray | None  # (p, K S), as the captions it was given
 
 
 class Predictor:
@@ -37,7 +38,7 @@ class Predictor:
         self._kept: dict[str, FloatArray] = {}
 
     def step(self, frames: FloatArray, text: FloatArray | None) -> Prediction | None:
-        """Take the next frames (b, 3, h, w), and (p, S) embeddings of the captions of their clips.
+        """Take the next frames (b, 3, h, w), and (p, K S) embeddings of their clips' captions.
 
         p is b, less the frames of the video's beginning that have fewer than T before them.
         """
@@ -70,7 +71,7 @@ class Predictor:
             feeds["text"] = text
         whole = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         predicted = self._backend.infer("decoder", whole, self._outputs)
-        return Prediction(predicted["next_frame"], predicted.get("semantic"))
+        return Prediction(predicted.get("next_frame"), predicted.get("semantic"))
 
     def n_predicted(self, n_frames: int) -> int:
         """How many of the next `n_frames` frames will be predicted."""

@@ -216,17 +216,18 @@ class BoxHits:
 
 
 def peak_box_hits(
-    boxes: npt.NDArray[np.float32], masks: Masks, *, first: int = OBSERVED
+    boxes: npt.NDArray[np.float32], masks: Masks, *, scored: slice = slice(OBSERVED, None)
 ) -> BoxHits:
     """The pointing game: a box (T, 4) of x, y, w, h hits if its centre is a marked pixel.
 
-    A covering share would reward boxes for being large; the centre does not.
+    Of the `scored` frames, one without a box is a miss. A covering share would reward boxes for
+    being large; the centre does not.
     """
     if len(boxes) != len(masks):
         raise InputError(f"{len(boxes)} frames of boxes do not match {len(masks)} frames of masks")
     hits = frames = 0
     marked = 0.0
-    for index in range(first, len(boxes)):
+    for index in range(*scored.indices(len(boxes))):
         mask = masks.frame(index)  # (H, W)
         if not mask.any():
             continue

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sfn_rt.bundle import MANIFEST, Bundle, load_bundle
+from sfn_rt.bundle import MANIFEST, Bundle, Semantics, load_bundle
 from sfn_rt.evidence import Perception
 from sfn_rt.exceptions import BundleError, InputError
-from sfn_rt.normal import NormalFootage
+from sfn_rt.normal import NormalFootage, SceneModel
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.scores import Tail
 from sfn_rt.semantics.cached import CachedCaptioner
 from sfn_rt.semantics.captioner import Captioner
 from sfn_rt.semantics.describe import SceneCaptioner
+from sfn_rt.semantics.narrator import check_windows
 from sfn_rt.semantics.scene import SceneConfig
 from sfn_rt.semantics.text_encoder import TextEncoder
 from sfn_rt.threshold import Threshold
@@ -53,27 +54,43 @@ def open_model(
     manifest = bundle.manifest
     normal = NormalFootage.from_arrays(bundle.normal())
     with OrtBackend.from_bundle(bundle, threads=threads) as backend:
-        settings = manifest.semantics.text
-        text = None
-        if settings is not None:
-            text = TextEncoder(backend, bundle.path(settings.tokenizer), settings.max_tokens)
         perception = Perception(
             backend=backend,
+            system=manifest.system,
             observed=manifest.observed,
+            lag=manifest.lag,
             preprocessing=manifest.preprocessing,
             visual=_settings(VisualConfig, manifest.visual, path),
-            scene_config=_settings(SceneConfig, manifest.semantics.scene, path),
             scene=normal.scene,
-            captioner=make_captioner(normal, captions),
-            text=text,
-            stride=manifest.semantics.stride,
             terms=(),
         )
+        if manifest.semantics is not None:
+            perception = _with_semantics(perception, bundle, manifest.semantics, captions)
+        elif captions is not None:
+            raise InputError(f"--captions: {manifest.system} takes none; leave the option out")
         chosen = choose_terms(terms, perception.available_terms, tuple(normal.tails))
         perception = replace(perception, terms=chosen)
         sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         tails = {term: normal.tails[term] for term in chosen}
         yield Model(bundle, sha256, perception, normal, tails, normal.thresholds[chosen])
+
+
+def _with_semantics(
+    perception: Perception, bundle: Bundle, semantics: Semantics, captions: Path | None
+) -> Perception:
+    text, captioner = None, make_captioner(perception.scene, captions)
+    check_windows(captioner, semantics.windows)
+    if semantics.text is not None:
+        tokenizer = bundle.path(semantics.text.tokenizer)
+        text = TextEncoder(perception.backend, tokenizer, semantics.text.max_tokens)
+    return replace(
+        perception,
+        scene_config=_settings(SceneConfig, semantics.scene, bundle.folder),
+        captioner=captioner,
+        text=text,
+        stride=semantics.stride,
+        windows=semantics.windows,
+    )
 
 
 def choose_terms(
@@ -90,11 +107,11 @@ def choose_terms(
     return tuple(term for term in there if term in asked)  # thresholds are kept in this order
 
 
-def make_captioner(normal: NormalFootage, captions: Path | None) -> Captioner:
+def make_captioner(scene: SceneModel, captions: Path | None) -> Captioner:
     """From a file where one is given, else from what moves."""
     if captions is not None:
         return CachedCaptioner(captions)
-    return SceneCaptioner(normal.scene.attributes)
+    return SceneCaptioner(scene.attributes)
 
 
 def _settings(kind: type[Any], raw: dict[str, Any], path: Path) -> Any:

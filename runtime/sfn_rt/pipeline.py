@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from sfn_rt.events import Box, Description, Event, EventDetector, min_gap_frames
-from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Looked
-from sfn_rt.exceptions import OutputError, VideoError
+from sfn_rt.evidence import BLOCK, FrameEvidence, Looked
+from sfn_rt.exceptions import InputError, OutputError, VideoError
 from sfn_rt.frames import Frame, FrameSource, open_source
 from sfn_rt.model import Model, open_model
 from sfn_rt.normal import SAME_SCENE
@@ -29,8 +29,9 @@ from sfn_rt.options import ScoreOptions
 from sfn_rt.prefetch import prefetch
 from sfn_rt.progress import Progress
 from sfn_rt.rows import Rows
-from sfn_rt.scores import PUBLISHED, CausalScore, PaperConstants, VideoScores, paper_scores
+from sfn_rt.scores import CausalScore, PaperConstants, VideoScores, paper_constants, paper_scores
 from sfn_rt.sinks.files import OutputFolder, output_errors
+from sfn_rt.streams import open_stream
 
 CHECKPOINT_S = 10.0
 
@@ -42,6 +43,7 @@ class ScoreSummary:
     video: Path
     out: Path
     n_frames: int
+    n_scored: int  # of them; the first, and with some systems the last, cannot be
     seconds: float  # wall time of scoring, report left out
     n_resumed: int  # frames that an earlier, interrupted run had scored
     events: tuple[Event, ...]
@@ -56,8 +58,8 @@ class ScoreSummary:
         fps = (self.n_frames - self.n_resumed) / max(self.seconds, 1e-9)
         lines = [f"warning: {warning}" for warning in self.warnings]
         lines.append(
-            f"{self.n_frames} frames at {fps:.1f} frames/s; highest score {self.highest:.2f}, "
-            f"threshold {self.threshold:.2f}, {len(self.events)} event"
+            f"{self.n_frames} frames, {self.n_scored} scored, at {fps:.1f} frames/s; highest score "
+            f"{self.highest:.2f}, threshold {self.threshold:.2f}, {len(self.events)} event"
             f"{'' if len(self.events) == 1 else 's'}"
         )
         for event in self.events:
@@ -100,18 +102,25 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
                 folder.resumable, saved = True, time.perf_counter()
         result = run.finish(video.name)
         seconds = time.perf_counter() - started
-        if result.n_frames <= model.perception.observed:
-            raise VideoError(
-                f"{source}: {result.n_frames} frames are too few; at least "
-                f"{model.perception.observed + 1} are needed to predict one"
-            )
+        check_frames(source, result.n_frames, model)
         warnings = (*video.warnings, *run.warnings)
         names = write_results(folder, source, result, run, warnings, options)
         folder.commit()
     return ScoreSummary(
-        source, options.out, result.n_frames, seconds, n_resumed, tuple(run.events),
-        model.threshold.value, float(np.nanmax(result.causal)), names, warnings, video.problem,
+        source, options.out, result.n_frames, int(np.isfinite(result.causal).sum()), seconds,
+        n_resumed, tuple(run.events), model.threshold.value, float(np.nanmax(result.causal)), names,
+        warnings, video.problem,
     )  # fmt: skip
+
+
+def check_frames(source: Path, n_frames: int, model: Model) -> None:
+    """Refuse a video in which nothing can be scored."""
+    least = model.perception.least_frames
+    if n_frames < least:
+        raise VideoError(
+            f"{source}: {n_frames} frames are too few; {model.bundle.manifest.system} needs at "
+            f"least {least} to score one"
+        )
 
 
 class VideoRun:
@@ -119,7 +128,7 @@ class VideoRun:
 
     def __init__(self, model: Model, fps: float, grid: Path | None = None) -> None:
         self.model, self.fps = model, fps
-        self.stream = EvidenceStream(model.perception)
+        self.stream = open_stream(model.perception)
         self.causal = CausalScore(model.tails, model.alpha)
         self.detector = EventDetector(model.threshold.value, min_gap_frames=min_gap_frames(fps))
         visual = model.perception.visual
@@ -132,12 +141,26 @@ class VideoRun:
         frames = (frame for frame in video if frame.index >= start)
         return prefetch(self.stream.look(block) for block in grouped(frames, BLOCK))
 
+    @property
+    def n_taken(self) -> int:
+        """Frames so far; some systems give their rows only later."""
+        return self.rows.n_frames + self.stream.pending
+
     def take(self, block: Looked) -> list[FrameEvidence]:
-        """Predict, score and watch for events; the evidence of each frame."""
-        if not self.rows.n_frames:
+        """Predict, score and watch for events; the evidence that has come out."""
+        if not self.n_taken:
             self._check_scene(block.frames[0])
         rows = self.stream.predict(block)
+        self._score(rows)
+        return rows
+
+    def _score(self, rows: Iterable[FrameEvidence]) -> None:
         for row in rows:
+            if not all(np.isfinite(value) for value in row.terms.values()):
+                raise InputError(
+                    f"frame {row.index}: the model's evidence is {dict(row.terms)}, which is no "
+                    f"number; export the model again"
+                )
             score = self.causal.update(row.terms) if row.terms else float("nan")
             surprise = {t: float(self.model.tails[t].surprise(e)) for t, e in row.terms.items()}
             box = self._box(row, surprise)
@@ -146,10 +169,15 @@ class VideoRun:
             if finished:
                 self.events.append(finished)
             self.rows.append(row, score, box)
-        return rows
 
-    def finish(self, name: str, constants: PaperConstants = PUBLISHED["default"]) -> VideoScores:
-        """The video is over: close the open event, and score by the paper's rule."""
+    def finish(self, name: str, constants: PaperConstants | None = None) -> VideoScores:
+        """The video is over: close the open event, and score by the paper's rule.
+
+        The constants are those of the system unless a data set has its own.
+        """
+        self._score(self.stream.finish())
+        if constants is None:
+            _, constants = paper_constants(self.model.bundle.manifest.system)
         if last := self.detector.finish():
             self.events.append(last)
         terms = self.rows.terms()
@@ -189,15 +217,22 @@ class VideoRun:
                 words = f"elsewhere: {words}"
             reasons.append((surprise["attribute"], words))
         if "visual" in surprise:
-            usual = self.model.tails["visual"].quantile(0.999)
-            ratio = row.terms["visual"] / usual if usual > 0 else 1.0
-            words = f"looks {ratio:.1f} times as unexpected as 999 of 1000 normal frames"
-            reasons.append((surprise["visual"], words))
+            reasons.append((surprise["visual"], self._looks(row.terms["visual"])))
         if "semantic" in surprise:
             reasons.append((surprise["semantic"], "what happens is described unlike normal life"))
         reasons.sort(key=lambda reason: -reason[0])
         said = [text for value, text in reasons if value >= 3.0] or [reasons[0][1]]
         return row.caption or "", "; ".join(said), box
+
+    def _looks(self, evidence: float) -> str:
+        """Words for the visual evidence of a frame."""
+        usual = self.model.tails["visual"].quantile(0.999)
+        if self.model.perception.visual.measure == "psnr":  # decibels: differences, not ratios
+            worse = evidence - usual
+            than = "worse" if worse >= 0 else "better"
+            return f"is reconstructed {abs(worse):.1f} dB {than} than 999 of 1000 normal frames"
+        ratio = evidence / usual if usual > 0 else 1.0
+        return f"looks {ratio:.1f} times as unexpected as 999 of 1000 normal frames"
 
 
 def _holds(box: Box, other: Box) -> bool:
@@ -223,12 +258,16 @@ def write_results(
 
     model = run.model
     manifest = model.bundle.manifest
+    captioner = model.perception.captioner
+    name, constants = paper_constants(manifest.system)
     meta = {
         "profile": manifest.profile,
+        "system": manifest.system,
         "bundle": str(model.bundle.folder),
         "sha": model.sha256,
         "terms": ", ".join(model.perception.terms),
-        "captions": model.perception.captioner.name,
+        "captions": "none" if captioner is None else captioner.name,
+        "paper score": f"constants {name}: {constants.text()}",
         "trained on": manifest.provenance.data,
     }
     with output_errors(options.out):
@@ -288,7 +327,7 @@ class Checkpoint:
         run.detector.restore(plain["detector"])
         run.events = [_event(raw) for raw in plain["events"]]
         run.warnings = list(plain["warnings"])
-        return run.rows.n_frames
+        return run.n_taken
 
 
 def _identity(source: Path, model: Model, options: ScoreOptions) -> dict[str, object]:

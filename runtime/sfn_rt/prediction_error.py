@@ -1,6 +1,7 @@
 """Predicted against real frame: error per pixel, evidence per frame, and where it is largest.
 
     mean         mean of (I^ - I)^2 over the frame                            paper Eq. (13)
+    psnr         -PSNR in dB, 10 log10 of that mean; the dual-memory system's
     largest_box  largest share, over any box of the size of a person, of pixels whose error is
                  larger than that of 99 of 100 pixels of normal footage
 
@@ -13,7 +14,7 @@ Axes: B frames, h and w the model's frame size, C = 3 channels, gh and gw the pa
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -21,13 +22,15 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 Box = tuple[float, float, float, float]
+Measure = Literal["largest_box", "mean", "psnr"]
+LEAST_MEAN = 1e-10  # mean squared error: a perfect copy is 100 dB, not without bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisualConfig:
     """How the visual evidence is measured; part of the bundle's manifest."""
 
-    measure: Literal["largest_box", "mean"] = "largest_box"
+    measure: Measure = "largest_box"
     box_height: int = 16  # pixels at the model's frame size
     box_width: int = 16
     pixel_error: float = 0.2  # absolute error from which a pixel counts as mispredicted
@@ -35,8 +38,8 @@ class VisualConfig:
     grid_width: int = 20
 
     def __post_init__(self) -> None:
-        if self.measure not in ("largest_box", "mean"):
-            raise ValueError(f"measure must be 'largest_box' or 'mean', got {self.measure!r}")
+        if self.measure not in get_args(Measure):
+            raise ValueError(f"measure must be one of {get_args(Measure)}, got {self.measure!r}")
         for name in ("box_height", "box_width", "grid_height", "grid_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -71,16 +74,24 @@ def measure_error(error: FloatArray, config: VisualConfig) -> VisualError:
     top = int(boxes.argmax())
     y, x = divmod(top, boxes.shape[1])
     evidence = float(boxes[y, x])
-    if config.measure == "mean":
+    if config.measure != "largest_box":
         evidence = float(np.mean(np.square(error)))
+    if config.measure == "psnr":
+        evidence = 10 * float(np.log10(max(evidence, LEAST_MEAN)))
     heat = cv2.resize(
         error, (config.grid_width, config.grid_height), interpolation=cv2.INTER_AREA
     ).astype(np.float16)
     return VisualError(evidence, (x / width, y / height, box_w / width, box_h / height), heat)
 
 
-def semantic_error(predicted: FloatArray, actual: FloatArray) -> NDArray[np.float64]:
-    """1 - cosine of sentence embeddings, (B, S) twice to (B,); paper Eq. (13)."""
-    p, a = predicted.astype(np.float64), actual.astype(np.float64)
+def semantic_error(
+    predicted: FloatArray, actual: FloatArray, n_windows: int = 1
+) -> NDArray[np.float64]:
+    """1 - cosine of sentence embeddings, mean over windows; paper Eq. (13) with one.
+
+    (B, K S) twice to (B,).
+    """
+    p, a = (x.astype(np.float64).reshape(len(x) * n_windows, -1) for x in (predicted, actual))
     norms = np.linalg.norm(p, axis=1) * np.linalg.norm(a, axis=1)
-    return np.asarray(1.0 - np.einsum("bs,bs->b", p, a) / np.maximum(norms, 1e-12))
+    error = 1.0 - np.einsum("bs,bs->b", p, a) / np.maximum(norms, 1e-12)  # (B K,)
+    return np.asarray(error.reshape(-1, n_windows).mean(axis=1))

@@ -9,8 +9,9 @@ Two protocols, always reported side by side:
              P is the tail of each term on held-out normal footage, a = 0.2. One frame at a
              time, nothing from the test video's future, one threshold for all videos.
 
-Axes: T frames of one video, M stored values of normal evidence. The first `OBSERVED` frames of
-a video have no prediction: NaN in every term, NaN in every score.
+Axes: T frames of one video, M stored values of normal evidence. Frames that a system cannot score,
+at the beginning of a video and with some at its end, are NaN in every term and in every score:
+the first `OBSERVED` of sfn-vad, which predicts; the first 8 and the last 7 of dual-memory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from sfn_rt.exceptions import InputError
 
 FloatArray = npt.NDArray[np.float64]
 
-OBSERVED = 4  # frames a prediction needs before it; they are never scored
+OBSERVED = 4  # frames that a prediction of sfn-vad needs before it; they are never scored
 EMA_ALPHA = 0.2
 PAPER_TERMS = ("visual", "semantic")
 TERMS = (*PAPER_TERMS, "attribute")
@@ -63,6 +64,12 @@ class PaperConstants:
             raise InputError(f"paper score: unknown term {term!r}; known terms are {list(TERMS)}")
         return float(getattr(self, term))
 
+    def text(self) -> str:
+        """For people."""
+        weights = ", ".join(f"{term} {self.weight(term):g}" for term in TERMS)
+        scaled = "min-max a video" if self.minmax else "no min-max"
+        return f"{weights}, sigma {self.sigma:g}, {scaled}"
+
 
 PUBLISHED: Mapping[str, PaperConstants] = MappingProxyType(
     {
@@ -70,8 +77,16 @@ PUBLISHED: Mapping[str, PaperConstants] = MappingProxyType(
         "avenue": PaperConstants(visual=0.9, semantic=0.1, sigma=4, minmax=False),
         "shanghaitech": PaperConstants(visual=0.2, semantic=0.8, sigma=13, minmax=True),
         "default": PaperConstants(visual=0.5, semantic=0.5, sigma=5, minmax=True),
+        # The second system's publication, on every data set: PSNR, scaled over its video.
+        "dual-memory": PaperConstants(visual=1, semantic=0, sigma=0, minmax=True),
     }
 )
+
+
+def paper_constants(system: str, published: str | None = None) -> tuple[str, PaperConstants]:
+    """Name and constants for a system on a data set, by its published name if it has one."""
+    name = system if system in PUBLISHED else published or "default"
+    return name, PUBLISHED[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,32 +159,31 @@ def minmax(x: FloatArray) -> FloatArray:
 
 def paper_term(x: FloatArray, constants: PaperConstants, term: str = "visual") -> FloatArray:
     """One term of Eq. (13) without its weight: (T,) evidence, min-max if told, then smoothed."""
-    first = first_scored({"evidence": x})
-    scored = np.asarray(x[first:], dtype=np.float64)
+    span = scored_span({"evidence": x})
+    scored = np.asarray(x[span], dtype=np.float64)
     if constants.minmax and term not in ABSOLUTE_TERMS:
         scored = minmax(scored)
     score = np.full(len(x), np.nan)
-    score[first:] = smooth_gaussian(scored, constants.sigma)
+    score[span] = smooth_gaussian(scored, constants.sigma)
     return score  # (T,)
 
 
 def paper_scores(terms: Mapping[str, FloatArray], constants: PaperConstants) -> FloatArray:
     """Eq. (13)-(14): the weighted sum of the smoothed terms (T,); absent terms are left out."""
-    first = first_scored(terms)
-    n_frames = len(next(iter(terms.values())))
-    total = np.zeros(n_frames)
-    total[:first] = np.nan
+    span = scored_span(terms)
+    total = np.full(len(next(iter(terms.values()))), np.nan)
+    total[span] = 0.0
     for name in _ordered(terms):
-        # Every term starts at the same frame, so that all are scaled over the same stretch.
-        smoothed = paper_term(terms[name][first:], constants, name)
-        total[first:] += constants.weight(name) * smoothed
+        # Every term is scaled over the same stretch: that on which all have a value.
+        smoothed = paper_term(terms[name][span], constants, name)
+        total[span] += constants.weight(name) * smoothed
     return total  # (T,)
 
 
-def first_scored(terms: Mapping[str, FloatArray]) -> int:
-    """Index of the first frame on which every term has a value; T where there is none.
+def scored_span(terms: Mapping[str, FloatArray]) -> slice:
+    """The frames on which every term has a value; empty, at the end, where there is none.
 
-    Values may be missing at the start of a video only: a hole later on is a fault upstream.
+    Values may be missing at both ends of a video only: a hole between them is a fault upstream.
     """
     if not terms:
         raise InputError("a score needs at least one term; all of them are switched off")
@@ -177,12 +191,15 @@ def first_scored(terms: Mapping[str, FloatArray]) -> int:
     if len(set(lengths.values())) != 1:
         raise InputError(f"terms must cover the same frames, got these lengths: {lengths}")
     finite = np.all([np.isfinite(values) for values in terms.values()], axis=0)  # (T,)
-    first = int(np.argmax(finite)) if finite.any() else len(finite)
-    if not finite[first:].all():
-        hole = first + int(np.argmin(finite[first:]))
+    if not finite.any():
+        return slice(len(finite), len(finite))
+    first = int(np.argmax(finite))
+    stop = len(finite) - int(np.argmax(finite[::-1]))
+    if not finite[first:stop].all():
+        hole = first + int(np.argmin(finite[first:stop]))
         names = [name for name, values in terms.items() if not np.isfinite(values[hole])]
         raise InputError(f"{', '.join(names)}: frame {hole} must be finite, like those before it")
-    return first
+    return slice(first, stop)
 
 
 # -------------------------------------------------------------------------- causal protocol
@@ -335,7 +352,7 @@ def causal_scores(
         raise InputError(
             f"no normal footage was measured for {missing}; tails exist for {sorted(tails)}"
         )
-    first_scored(terms)
+    scored_span(terms)
     score = CausalScore({name: tails[name] for name in terms}, alpha)
     columns = {
         name: np.asarray(values, dtype=np.float64).tolist() for name, values in terms.items()

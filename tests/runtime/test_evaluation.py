@@ -283,8 +283,65 @@ def test_videos_scored_unlike_one_another_are_refused():
         make(videos=videos)
     with pytest.raises(DataError, match=r"occur twice: \['walk'\]"):
         make(videos=[videos[0], videos[0]])
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="walk: none of its 4 frames has a score"):
         make({"walk": np.zeros(4, np.uint8)})
+
+
+def unscored(video: VideoScores, first: int, last: int) -> VideoScores:
+    """As a system scores it that needs frames on both sides."""
+    terms = {name: values.copy() for name, values in video.terms.items()}
+    for values in terms.values():
+        values[:first] = values[len(values) - last :] = np.nan
+    tails = {term: Tail.fit(np.random.default_rng(99).gamma(2, size=3000)) for term in terms}
+    return dataclasses.replace(
+        video,
+        terms=terms,
+        paper=paper_scores(terms, PUBLISHED["dual-memory"]),
+        causal=causal_scores(terms, tails),
+    )
+
+
+def test_frames_at_the_end_may_have_no_score_and_count_for_nothing():
+    truth = labels()
+    tails = {"visual": Tail.fit(np.random.default_rng(99).gamma(2, size=3000))}
+    videos = [unscored(video(n, truth[n], tails, ("visual",)), 8, 7) for n in NAMES]
+    changes = {"constants": PUBLISHED["dual-memory"], "constants_name": "dual-memory"}
+    result = make(videos=videos, **changes)
+    flipped = {name: y.copy() for name, y in truth.items()}
+    for y in flipped.values():
+        y[:8] ^= 1
+        y[-7:] ^= 1
+    assert make(videos=videos, labels=flipped, **changes).to_json() == result.to_json()
+    y = np.concatenate([truth[name][8:-7] for name in NAMES])
+    for figures, scores in (
+        (result.row("visual").paper, [v.paper for v in videos]),
+        (result.row("visual").causal, [v.causal for v in videos]),
+    ):
+        scored = np.concatenate([s[8:-7] for s in scores])
+        assert figures.micro_auc == pytest.approx(roc_auc_score(y, scored), abs=1e-12)
+    place = np.tile(np.arange(T - 15) / (T - 16), 3)  # scaled over the scored frames
+    assert result.row("place in the video").paper.micro_auc == pytest.approx(
+        roc_auc_score(y, place), abs=1e-12
+    )
+    answer = schema_check(result)
+    assert answer["labels"]["unscored_first_frames"] == 8
+    assert answer["labels"]["unscored_last_frames"] == 7
+    assert answer["labels"]["scored_frames"] == 3 * (T - 15)
+    table = " ".join(result.table().split())
+    assert "the first 8 and the last 7 frames of each video are left out" in table
+    assert "constants published for dual-memory (visual 1, semantic 0, attribute" in table
+    assert answer["protocols"]["paper"]["published"] is True
+
+
+def test_videos_and_terms_are_scored_on_the_same_frames():
+    truth = labels()
+    tails = {term: Tail.fit(np.arange(100.0)) for term in TERMS}
+    first, second = (video(name, truth[name], tails) for name in ("walk", "cart"))
+    with pytest.raises(InputError, match="cart: 8 frames at its beginning and 7 at its end"):
+        make(videos=[first, unscored(second, 8, 7)])
+    longer = {**second.terms, "visual": np.r_[np.zeros(4), second.terms["visual"][4:]]}
+    with pytest.raises(InputError, match="cart: visual must be a number on frames 4 to 199 and"):
+        make(videos=[first, dataclasses.replace(second, terms=longer)])
 
 
 def test_known_baselines_of_ped2_come_out_as_published(ped2: Path):

@@ -27,6 +27,7 @@ class Echo:
     """A captioner that names its clip, and remembers it."""
 
     name = "echo"
+    needs_scenes = True
 
     def __init__(self) -> None:
         self.clips: list[Clip] = []

@@ -4,7 +4,17 @@ Words come from a fixed vocabulary, and each stands for a range of what normal f
 thing moves "quickly" when fewer than one in ten of those seen here are faster. So a usual
 clip is told in usual words, and an unusual one needs words that the model has rarely or never
 been shown in training: that is what the semantic term measures.
+
+A clip of the observed frames is told by its last frame. A longer window is told as a whole: how
+many things it usually shows, the rarest of all that moved in it, and for how much of it something
+about as rare did. What lasts differs so from a flicker of noise, and what has left the picture is
+still told of.
 """
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
 
 from sfn_rt.attributes import RARE, SECTOR_NAMES, AttributeModel, Rarity, sector_of
 from sfn_rt.semantics.captioner import Clip
@@ -18,18 +28,28 @@ SPEEDS = ((2.3, "at a usual pace"), (3.9, "briskly"), (5.5, "fast, at a run"),
 SIZES = ((2.3, "a thing of usual size"), (3.9, "a large thing"), (5.5, "a very large thing"),
          (7.5, "a huge object"), (10.0, "an enormous object like a car"))  # fmt: skip
 BEYOND = ("rushing past at extreme speed", "a gigantic object like a truck")
+# How much of a longer window shows something at least ALIKE as rare as its rarest thing.
+LASTING = ((0.25, "seen briefly"), (0.75, "seen at times"), (1.0, "seen all along"))
+ALIKE = 0.5
+REMEMBERED = 256  # scenes whose rarest thing is kept: windows share most of theirs
+
+Rarest = tuple[Thing, Rarity] | None
 
 
 class SceneCaptioner:
-    """Says what moves in the clip's last frame, the rarest thing first."""
+    """Says what moves, the rarest thing first: in a clip's last frame, or in a longer window."""
 
     name = "scene"
+    needs_scenes = True
 
     def __init__(self, attributes: AttributeModel | None) -> None:
         self._attributes = attributes
+        self._rarest = lru_cache(REMEMBERED)(attributes.rarest) if attributes else None
 
     def caption(self, clip: Clip) -> str:
         """How many things move, and how large, how fast, where and which way the rarest does."""
+        if clip.longer:
+            return self._window(clip.scenes)
         return self.captions(clip.scenes[-1])[0]
 
     def captions(self, scene: Scene) -> list[str]:
@@ -44,6 +64,21 @@ class SceneCaptioner:
             f"{count}. The most notable is {_describe(self._attributes, *pair, scene)}."
             for pair in sorted(rated, key=lambda pair: -pair[1].total)
         ]
+
+    def _window(self, scenes: Sequence[Scene]) -> str:
+        """What happened in a row of scenes."""
+        if not any(scene.things for scene in scenes):
+            return "Nothing has moved in the scene."
+        usual = round(float(np.median([len(scene.things) for scene in scenes])))
+        count = _word(COUNTS, usual, "A crowd of things moves") if usual else "Hardly a thing moves"
+        if self._attributes is None or self._rarest is None:
+            return f"{count} over time, where normally nothing does."
+        rated = [(scene, *top) for scene in scenes if (top := self._rarest(scene)) is not None]
+        scene, thing, rarity = max(rated, key=lambda row: row[2].total)
+        alike = sum(other.total >= ALIKE * rarity.total for _, _, other in rated)
+        lasting = _word(LASTING, alike / len(scenes), LASTING[-1][1])
+        told = _describe(self._attributes, thing, rarity, scene)
+        return f"{count} over time. The most notable, {lasting}, is {told}."
 
 
 def _describe(attributes: AttributeModel, thing: Thing, rarity: Rarity, scene: Scene) -> str:

@@ -1,0 +1,120 @@
+"""Which captions are in force at each frame of a video, and what they are made from.
+
+The caption of window w for predicting frame t tells of the frames max(0, t - w) .. t - 1. All of
+a clip's captions are made anew where (t - T) is a multiple of the stride and hold in between; a
+stretch of a video begins with what it has.
+
+Kept are the last T frames, and of what moved as many frames as the longest window needs: pictures
+of the longer windows would be most of a stream's memory, and only what moved in them is told.
+
+Axes: p predicted frames of a block, T observed frames, K windows, S text width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from sfn_rt.backends.base import Array
+from sfn_rt.exceptions import InputError
+from sfn_rt.frames import Frame
+from sfn_rt.semantics.captioner import Captioner, Clip
+from sfn_rt.semantics.scene import Scene, Thing
+
+
+class SentenceEncoder(Protocol):
+    """Embeds sentences: the device's TextEncoder, or the trainer's."""
+
+    def encode(self, sentences: Sequence[str]) -> Array:
+        """n sentences to (n, S) float32, each row of length 1."""
+        ...
+
+
+def tell(
+    captioner: Captioner,
+    t: int,
+    windows: Sequence[int],
+    observed: int,
+    scenes: Sequence[Scene],
+    frames: Sequence[Frame] = (),
+) -> tuple[str, ...]:
+    """The caption of each window for predicting frame t; `scenes` and `frames` end just before."""
+    return tuple(
+        captioner.caption(Clip(t - 1, frames[-w:], scenes[-w:], longer=w > observed))
+        for w in windows
+    )
+
+
+def embed(text: SentenceEncoder, captions: Sequence[Sequence[str]]) -> Array:
+    """K captions of each of p clips to (p, K S), windows side by side."""
+    rows = text.encode([caption for told in captions for caption in told])  # (p K, S)
+    return rows.reshape(len(captions), -1)
+
+
+def check_windows(captioner: Captioner, windows: Sequence[int]) -> None:
+    """Refuse captions that were made of one window where the model reads several."""
+    if len(windows) > 1 and captioner.name == "cached":
+        raise InputError(
+            f"captions from a file tell of one window of frames, this model reads "
+            f"{len(windows)} of {', '.join(map(str, windows))} frames; leave the captions out so "
+            f"that the scene is described, or train with model.windows=[]"
+        )
+
+
+class Narrator:
+    """The captions of one stream, block by block."""
+
+    def __init__(
+        self,
+        captioner: Captioner | None,
+        *,
+        observed: int,
+        stride: int,
+        windows: Sequence[int],
+    ) -> None:
+        self._captioner, self._observed, self._stride = captioner, observed, stride
+        self._windows = tuple(windows)
+        if captioner is not None:
+            check_windows(captioner, self._windows)
+        self._frames: list[Frame] = []  # the last T
+        self._scenes: list[Scene] = []  # of the longest window
+        self._told: tuple[str, ...] | None = None
+
+    def step(self, frames: Sequence[Frame], scenes: Sequence[Scene]) -> list[tuple[str, ...]]:
+        """Take the next frames; the captions of those that have T before them, a window each."""
+        seen, moved = [*self._frames, *frames], [*self._scenes, *scenes]
+        told = []
+        for at in range(max(self._observed, len(self._frames)), len(seen)):
+            t, newer = seen[at].index, len(seen) - at
+            if self._told is None or (t - self._observed) % self._stride == 0:
+                self._told = self._tell(t, seen[at - self._observed : at], moved[:-newer])
+            told.append(self._told)
+        self._frames = seen[-self._observed :]
+        self._scenes = moved[-max(self._observed, *self._windows) :]
+        return told
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Arrays and JSON to continue from, exactly."""
+        plain = {
+            "recent": [{"index": frame.index, "time_s": frame.time_s} for frame in self._frames],
+            "scenes": [asdict(scene) for scene in self._scenes],
+            "captions": self._told,
+        }
+        return {f"image/{i}": frame.image for i, frame in enumerate(self._frames)}, plain
+
+    def restore(self, arrays: Mapping[str, Array], plain: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        self._frames = [
+            Frame(raw["index"], raw["time_s"], arrays[f"image/{i}"])
+            for i, raw in enumerate(plain["recent"])
+        ]
+        self._scenes = [_scene(raw) for raw in plain["scenes"]]
+        self._told = None if plain["captions"] is None else tuple(plain["captions"])
+
+    def _tell(self, t: int, frames: Sequence[Frame], scenes: Sequence[Scene]) -> tuple[str, ...]:
+        if self._captioner is None:
+            return ()
+        return tell(self._captioner, t, self._windows, self._observed, scenes, frames)
+
+
+def _scene(raw: Mapping[str, Any]) -> Scene:
+    return Scene(raw["width"], raw["height"], tuple(Thing(**thing) for thing in raw["things"]))
