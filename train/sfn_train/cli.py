@@ -262,7 +262,7 @@ def weights_check(
         bool, typer.Option("--deep", help="Also have the whole language model say a few tokens.")
     ] = False,
 ) -> None:
-    """Say what FOLDER is, verify it, and print its files' hashes; exit 2 where it cannot be used."""
+    """Say what FOLDER is, verify it, and print its files' hashes; exit 2 if it cannot be used."""
     from sfn_train.weights.check import check_weights, findings_text
 
     typer.echo(findings_text(check_weights(folder, deep=deep)))

@@ -9,6 +9,8 @@ Axes: L frames of a run, P clips of a run, T observed frames, S text width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ from sfn_train.config import Config
 from sfn_train.data.prepare import Prepared
 from sfn_train.data.split import Span
 
+if TYPE_CHECKING:
+    from sfn_train.data.feature_cache import FeatureCache
+
 Place = tuple[int, ...]  # video, first frame, and what a system adds
 
 OTHER_SHARE = 0.5  # of training captions that tell of another thing than the rarest
@@ -27,12 +32,16 @@ OTHER_SHARE = 0.5  # of training captions that tell of another thing than the ra
 class Runs(Dataset[dict[str, Tensor]]):
     """Indexed by video and first frame: frames (L, 3, h, w) and caption embeddings (P, S).
 
+    With data.features also what the frozen tower says of all frames but the last, which is only
+    ever a target: hidden (L - 1, 1 + N, C) and embedded (L - 1, N, C), in the cache's number type.
+
     With `vary`, half of the captions tell of another thing of the same frame than the rarest: all
     of normal life is described, in every place and direction, and only unusual words stay unheard.
     """
 
     def __init__(self, prepared: Prepared, config: Config, *, vary: bool = False) -> None:
         self._prepared, self._vary = prepared, vary
+        self._features = open_features(prepared, config)
         self._length, self._observed = config.data.run_length, config.model.observed
         self._use_text = config.model.use_text
 
@@ -41,6 +50,8 @@ class Runs(Dataset[dict[str, Tensor]]):
         video = self._prepared.videos[number]
         stop = start + self._length
         item = {"frames": torch.from_numpy(video.read(start, stop).astype(np.float32))}
+        if self._features is not None:
+            item["hidden"], item["embedded"] = self._features.read(video.name, start, stop - 1)
         if self._use_text:
             ids = video.caption_ids[start + self._observed : stop].copy()  # (P,)
             if self._vary:
@@ -51,6 +62,18 @@ class Runs(Dataset[dict[str, Tensor]]):
                         ids[i] = random.choice(others)
             item["text"] = torch.from_numpy(self._prepared.embeddings[ids])
         return item
+
+
+def open_features(prepared: Prepared, config: Config) -> "FeatureCache | None":
+    """The cache that data.features names, with every prepared video in it; None without one."""
+    if config.data.features is None:
+        return None
+    from sfn_train.data.feature_cache import FeatureCache  # transformers is slow to import
+
+    cache = FeatureCache(Path(config.data.features), config)
+    for video in prepared.videos:
+        cache.check(video.name, video.path, video.n_frames)
+    return cache
 
 
 class StepSampler(Sampler[list[Place]]):

@@ -1,8 +1,8 @@
 """Whether a folder of weights can be used, before hours are spent: what `weights check` prints.
 
-Class, every tensor's shape against the config, types, the tokenizer against the embeddings, every value
-finite, one forward pass on a random picture or a sentence, and the files' hashes. Everything that
-is wrong is one DataError.
+Class, every tensor's shape against the config, types, the tokenizer against the embeddings, every
+value finite, one forward pass on a random picture or a sentence, and the files' hashes. Whatever is
+wrong is one DataError.
 """
 
 import time
@@ -31,6 +31,7 @@ from sfn_train.weights.folder import (
     kind_of,
     list_tensors,
     read_json,
+    transformer_folder,
 )
 from sfn_train.weights.internvl import (
     IMAGE_TOKEN,
@@ -62,12 +63,14 @@ def check_weights(name: str, *, deep: bool = False) -> list[Finding]:
             f"{folder} is {kind}; nothing here runs it. Make a native folder of it: "
             f"`{CONVERT} {folder} --out NEW`"
         )
+    if kind == Kind.SENTENCE:
+        folder = transformer_folder(folder)
     entries = list_tensors(folder)
     found = [Finding("kind", str(kind))]
     if kind == Kind.INTERNVL:
         found += _check_internvl(folder, entries, deep)
     else:
-        found += _check_encoder(folder, entries, kind)
+        found += _check_encoder(folder, entries, find_folder(name), kind)
     files = {entry.file for entry in entries.values()} | {folder / CONFIG}
     return found + [Finding("sha256", f"{d}  {file}") for file, d in hash_files(files).items()]
 
@@ -122,14 +125,17 @@ def _check_internvl(folder: Path, entries: Mapping[str, Entry], deep: bool) -> l
     return [*found, Finding("fingerprint", f"{tower.fingerprint} (as runs and caches record it)")]
 
 
-def _check_encoder(folder: Path, entries: Mapping[str, Entry], kind: Kind) -> list[Finding]:
+def _check_encoder(
+    folder: Path, entries: Mapping[str, Entry], whole: Path, kind: Kind
+) -> list[Finding]:
+    """`folder` holds the transformer; `whole` is around it where sentence-transformers saved it."""
     if read_json(folder / CONFIG).get("model_type") == "bert":
         shapes = {bert_name(name): entry.shape for name, entry in entries.items()}
         shapes.pop("embeddings.position_ids", None)
         check_bert(shapes, bert_config(folder), folder)
     found = [_types(entries), _finite(entries, folder)]
-    tokenizer = load_tokenizer(folder)
-    n_embeddings = int(read_json(folder / CONFIG)["vocab_size"])
+    tokenizer = load_tokenizer(whole if (whole / "tokenizer.json").is_file() else folder)
+    n_embeddings = int(read_json(folder / CONFIG).get("vocab_size", 0))
     if len(tokenizer) > n_embeddings:
         raise DataError(
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, its {CONFIG} {n_embeddings} "
@@ -137,7 +143,7 @@ def _check_encoder(folder: Path, entries: Mapping[str, Entry], kind: Kind) -> li
         )
     found.append(Finding("tokenizer", f"{len(tokenizer)} tokens for {n_embeddings} embeddings"))
     for pooling in PLAIN_POOLING if kind == Kind.BERT else (None,):
-        text = TextModel(folder, pooling)
+        text = TextModel(whole, pooling)
         embedding = torch.from_numpy(text.encode([SENTENCE]))
         _refuse_nan(f"the embedding of {SENTENCE!r}", embedding, folder=folder)
         how = "as the folder states" if pooling is None else f"semantics.pooling={pooling}"

@@ -1,8 +1,8 @@
 """Weights in another layout: a new folder that appears whole, safetensors only, no code run.
 
-InternVL's own layout becomes transformers' native one (sfn_train/weights/internvl.py has the names). A
-plain BERT gets its weights as safetensors and a fast tokenizer, where it came as a pickle and a
-vocabulary. Tensors keep their values and types, and are read and written a file at a time.
+InternVL's own layout becomes transformers' native one (sfn_train/weights/internvl.py has the
+names). A plain BERT gets its weights as safetensors and a fast tokenizer, where it came as a pickle
+and a vocabulary. Tensors keep their values and types; no more than one written file is in memory.
 """
 
 import json

@@ -4,8 +4,8 @@
     model.safetensors                or shards, named by model.safetensors.index.json
     tokenizer.json, vocab.txt, …     the tokenizer
 
-Tensors come from safetensors only: loading a pickle can run any code inside it. What a file holds is
-known from its header, so a folder is checked before a tensor is read.
+Tensors come from safetensors only: loading a pickle can run any code inside it. What a file holds
+is known from its header, so a folder is checked before a tensor is read.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,20 @@ def kind_of(folder: Path) -> Kind:
     )
 
 
+def transformer_folder(folder: Path) -> Path:
+    """Where a sentence-transformers folder keeps its first module: itself, or a folder inside."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        inside = str(modules[0]["path"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{folder / 'modules.json'} cannot be read ({error}); download it again"
+        ) from None
+    if inside and inside != Path(inside).name:
+        raise DataError(f"{folder / 'modules.json'}: {inside} leads out of the folder")
+    return folder / inside
+
+
 def list_tensors(folder: Path) -> dict[str, Entry]:
     """Every tensor of the folder by its name; refuses pickles, and files that are not whole."""
     index = folder / INDEX
@@ -181,9 +196,16 @@ def hash_files(files: Iterable[Path]) -> dict[str, str]:
     """sha256 of each file by its name."""
     hashes = {}
     for file in sorted(files, key=lambda file: file.name):
-        with file.open("rb") as opened:
-            hashes[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+        stat = file.stat()
+        hashes[file.name] = _sha256(file, stat.st_size, stat.st_mtime_ns)
     return hashes
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+    """Weights are gigabytes, and one command asks for the same file's hash several times."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def fingerprint(hashes: Mapping[str, str]) -> str:

@@ -42,10 +42,11 @@ IN_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+OWN, NATIVE = "vision_model.embeddings", "vision_tower.embeddings"
 AROUND = {
-    "vision_model.embeddings.class_embedding": "vision_tower.embeddings.cls_token",
-    "vision_model.embeddings.position_embedding": "vision_tower.embeddings.position_embeddings",
-    "vision_model.embeddings.patch_embedding": "vision_tower.embeddings.patch_embeddings.projection",
+    f"{OWN}.class_embedding": f"{NATIVE}.cls_token",
+    f"{OWN}.position_embedding": f"{NATIVE}.position_embeddings",
+    f"{OWN}.patch_embedding": f"{NATIVE}.patch_embeddings.projection",
     "mlp1.0": "multi_modal_projector.layer_norm",
     "mlp1.1": "multi_modal_projector.linear_1",
     "mlp1.3": "multi_modal_projector.linear_2",
