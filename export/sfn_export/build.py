@@ -11,14 +11,14 @@ from sfn_export.exceptions import ExportError
 from sfn_export.pack import bundle_folder, pack
 from sfn_export.parity import ParityReport, check_parts
 from sfn_export.path_parity import PathReport, check_path, clips_of
-from sfn_export.trace import trace_part
+from sfn_export.trace import specs_of, trace_part
 from sfn_rt.backends.base import PartSpec
 from sfn_rt.backends.ort import OrtBackend
 from sfn_rt.bundle import load_bundle, write_manifest
 from sfn_rt.datasets import Video
 from sfn_train.checkpoint import Run, load_run
+from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
-from sfn_train.torch_backend import TorchBackend, part_specs
 
 PARITY = "parity.json"
 Say = Callable[[str], None]
@@ -81,7 +81,7 @@ def trace(
 ) -> dict[str, PartSpec]:
     """Write PART.onnx for every part that the model has."""
     specs = {}
-    for part in part_specs(run.config.model, text=text is not None):
+    for part in specs_of(run.model, text=text is not None):
         start = time.perf_counter()
         specs[part] = trace_part(part, run.model, text, folder / f"{part}.onnx", form=form)
         say(f"traced {part} in {time.perf_counter() - start:.1f} s")
@@ -97,7 +97,7 @@ def compare_parts(
 ) -> ParityReport:
     """Every graph in `folder` against the model in PyTorch."""
     graphs = {part: folder / f"{part}.onnx" for part in specs}
-    with TorchBackend(run.model, text) as reference, OrtBackend(graphs, threads=threads) as ours:
+    with open_backend(run.model, text) as reference, OrtBackend(graphs, threads=threads) as ours:
         return check_parts(
             reference,
             ours,
@@ -108,14 +108,13 @@ def compare_parts(
 
 def text_of(run: Run) -> TextModel | None:
     """The sentence encoder that the run was trained with, None with its text branch off."""
-    model = run.config.model
-    if not model.use_text:
+    if not run.config.model.use_text:
         return None
-    text = TextModel.of(run.config.semantics)
-    if text.width != model.text_dim:
+    text, width = TextModel.of(run.config.semantics), run.config.sfn.text_dim
+    if text.width != width:
         raise ExportError(
             f"{text.folder} embeds in {text.width} numbers, the run was trained with "
-            f"{model.text_dim}; put the sentence encoder back that it was trained with"
+            f"{width}; put the sentence encoder back that it was trained with"
         )
     return text
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from torch import nn
 
 from sfn_export.exceptions import ParityError
 from sfn_export.parity import (
@@ -27,9 +28,8 @@ from sfn_rt.metrics import roc_auc
 from sfn_rt.model import Model, open_model
 from sfn_rt.pipeline import VideoRun
 from sfn_rt.scores import VideoScores
-from sfn_train.model import SFN
+from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
-from sfn_train.torch_backend import TorchBackend
 
 MAX_SCORE = 1e-3  # a frame; scores have a normal range of about 0..1
 MAX_AUC = 1e-4  # 0.01 points
@@ -88,7 +88,7 @@ class Recorder:
 
 def check_path(
     bundle: Path,
-    model: SFN,
+    model: nn.Module,
     text: TextModel | None,
     videos: Sequence[Video],
     *,
@@ -99,7 +99,7 @@ def check_path(
     """Score the first `frames` frames of each video twice and compare; raises on a miss."""
     expected: dict[str, Series] = {}
     actual: dict[str, Series] = {}
-    with open_model(bundle, threads=threads) as opened, TorchBackend(model, text) as torch_backend:
+    with open_model(bundle, threads=threads) as opened, open_backend(model, text) as torch_backend:
         reference, exported = Recorder(torch_backend), Recorder(opened.perception.backend)
         ours = with_backend(opened, exported)
         theirs = with_backend(opened, reference)

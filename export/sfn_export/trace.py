@@ -18,6 +18,8 @@ from sfn_export.dispatch import BLOCK, FASTEST, Form, exported_decoder
 from sfn_export.exceptions import ExportError
 from sfn_rt.backends.base import PartSpec, TensorSpec
 from sfn_rt.backends.ort import OrtBackend
+from sfn_train.dual_memory import DualMemory
+from sfn_train.dual_memory import part_specs as dual_specs
 from sfn_train.model import SFN
 from sfn_train.model.sfn import Decoder
 from sfn_train.text import TextModel
@@ -67,10 +69,33 @@ class EncoderPart(nn.Module):
         return result if isinstance(result, tuple) else (result,)
 
 
+class AutoencoderPart(nn.Module):
+    """The dual-memory system: a clip to the error of its scored frame."""
+
+    def __init__(self, network: DualMemory) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """(B, T, 3, H, W) to (B, H, W)."""
+        return (self.network.error(*tensors),)
+
+
+def specs_of(model: nn.Module, *, text: bool) -> dict[str, PartSpec]:
+    """What the parts of a model of either system take and give."""
+    if isinstance(model, DualMemory):
+        return dual_specs(model.config)
+    assert isinstance(model, SFN)
+    return part_specs(model.config, text=text)
+
+
 def part_module(
-    part: str, model: SFN, text: TextModel | None, form: Form, block: int = BLOCK
+    part: str, model: nn.Module, text: TextModel | None, form: Form, block: int = BLOCK
 ) -> nn.Module:
     """The module to trace for one part."""
+    if isinstance(model, DualMemory):
+        return AutoencoderPart(model)
+    assert isinstance(model, SFN)
     if part == "decoder":
         spec = part_specs(model.config, text=False)["decoder"]
         return DecoderPart(exported_decoder(model.decoder, form, block), spec)
@@ -86,7 +111,7 @@ def part_module(
 
 def trace_part(
     part: str,
-    model: SFN,
+    model: nn.Module,
     text: TextModel | None,
     path: Path,
     *,
@@ -94,7 +119,7 @@ def trace_part(
     block: int = BLOCK,
 ) -> PartSpec:
     """Write one part's graph to `path` and return what it takes and gives."""
-    spec = part_specs(model.config, text=True)[part]
+    spec = specs_of(model, text=True)[part]
     export_onnx(part_module(part, model, text, form, block), spec, path)
     found = check_graph(part, path)
     if found != spec:

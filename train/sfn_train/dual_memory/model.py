@@ -110,7 +110,7 @@ class DualMemory(nn.Module):
 
     def remember(self, bottom: Tensor, pseudo: Tensor | None) -> tuple[Tensor, Tensor]:
         """The lowest level (B, C, t, h, w) as its memory has it, and the weights (B, Q, S)."""
-        slots = self.normal.slots.expand(len(bottom), -1, -1)  # (B, S, C)
+        slots = self.normal.slots.expand(bottom.shape[0], -1, -1)  # (B, S, C); len() would fix B
         if pseudo is not None:
             slots = torch.where(pseudo[:, None, None], self.anomalous.slots, slots)
         queries = bottom.flatten(2).transpose(1, 2)  # (B, Q, C)
