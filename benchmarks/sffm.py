@@ -1,8 +1,8 @@
 """How fast is the exported SFFM, against the per-expert loop in eager PyTorch?
 
-    python benchmarks/sffm.py [--batch 1,8] [--threads 1,2] [--blocks 16,24,48] [--write]
+    python benchmarks/sffm.py [--config edge] [--batch 1,8] [--threads 1,2] [--blocks 16,48] [--write]
 
-Same seeded weights, same input, same threads, at the edge profile's size; all forms take turns, so
+Same seeded weights, same input, same threads, at the size of the config; all forms take turns, so
 that a busy machine slows them alike. `best` is each form's fastest turn, and the speed-ups are
 ratios of these; the percentiles tell how busy the machine was.
 Prints a table, then one line of JSON; --write also puts that into benchmarks/results.
@@ -33,7 +33,7 @@ from sfn_rt.backends.ort import OrtBackend  # noqa: E402
 from sfn_train.config import read_config  # noqa: E402
 from sfn_train.model.sffm import SFFM  # noqa: E402
 
-RESULT = ROOT / "benchmarks" / "results" / "sffm_cpu.json"
+RESULTS = ROOT / "benchmarks" / "results"
 REFERENCE = "loop, PyTorch"
 REPEATS = 3  # runs a turn
 
@@ -51,6 +51,7 @@ class TokensOnly(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="edge")
     parser.add_argument("--batch", type=numbers, default=[1, 8])
     parser.add_argument("--threads", type=numbers, default=[1, 2])
     parser.add_argument("--blocks", type=numbers, default=[BLOCK], help="rows of a block to try")
@@ -59,10 +60,11 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=20, help="at most, for a batch and threads"
     )
-    parser.add_argument("--write", action="store_true", help=f"also write {RESULT.name}")
+    parser.add_argument("--write", action="store_true", help="also write the results")
     arguments = parser.parse_args()
 
-    model = read_config("edge").model
+    config = read_config(arguments.config)
+    model = config.sfn
     n_tokens = model.n_patches + 1 + model.use_text
     torch.manual_seed(0)
     sffm = SFFM(model.dim, model.rank, model.n_filters, model.n_active, model.gate).eval()
@@ -79,6 +81,7 @@ def main() -> None:
                     rows += summarise(times, batch, threads)
     report = {
         "benchmark": "sffm",
+        "profile": config.profile,
         "device": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "versions": {"onnxruntime": ort.__version__, "torch": torch.__version__},
         "precision": "fp32",
@@ -97,8 +100,9 @@ def main() -> None:
     print_table(report)
     line = json.dumps(report)
     if arguments.write:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        name = "sffm_cpu" if config.profile == "edge" else f"sffm_{config.profile}_cpu"
+        text = json.dumps(report, indent=2) + "\n"
+        (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     print(line)
 
 

@@ -22,12 +22,15 @@ app = typer.Typer(
 class FormName(StrEnum):
     """How the SFFM is written into the decoder's graph."""
 
+    fastest = "fastest"
     dispatch = "dispatch"
     dense = "dense"
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-FormOption = Annotated[FormName, typer.Option(help="The SFFM: blocks of tokens, or all filters.")]
+FormOption = Annotated[
+    FormName, typer.Option(help="The SFFM: blocks of tokens (dispatch), or all filters (dense).")
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")]
 ClipsOption = Annotated[
     Path | None, typer.Option(help="Data to compare the whole path on; default the run's own.")
@@ -45,7 +48,7 @@ def root() -> None:
 def bundle(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
-    form: FormOption = FormName.dense,
+    form: FormOption = FormName.fastest,
     clips: ClipsOption = None,
     frames: FramesOption = 120,
     fps: FpsOption = None,
@@ -63,7 +66,7 @@ def bundle(
 def trace(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="Folder for the graphs.")] = Path("graphs"),
-    form: FormOption = FormName.dense,
+    form: FormOption = FormName.fastest,
     threads: ThreadsOption = None,
 ) -> None:
     """Write RUN's graphs only, each compared with PyTorch."""

@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from sfn_train.model.sffm import SFFM, Folded, Routing
 from sfn_train.model.sfn import Decoder
 
-Form = Literal["dispatch", "dense"]
-# At the edge profile's size dense is 1.0 to 1.5 times as fast in ONNX Runtime on a CPU, measured by
-# benchmarks/sffm.py (results/sffm_cpu.json): its 57 MFLOP a clip are two products at full speed.
-# Dispatch computes a quarter of that or less, and the larger the width, the more it saves.
-FASTEST: Form = "dense"
+Form = Literal["fastest", "dispatch", "dense"]
+FASTEST: Form = "fastest"  # of the two, by the size of the filters
+# Products a token that the dense form may cost. In ONNX Runtime on one CPU core, benchmarks/sffm.py:
+# at the edge profile's 2**14 dense is 1.0 to 1.5 times as fast as dispatch, at paper_ped2's 2**17
+# they are equal, at paper_shanghaitech's 2**18 dispatch is 2.1 times as fast, and at paper_avenue's
+# 3 * 2**20 it is 3.1 times as fast.
+DENSE_PRODUCTS = 2**17
 BLOCK = 48  # rows; 24 is as good for one clip, 48 better for the eight that run together
 SILU_ONE = 1.2784645427610738  # silu(SILU_ONE) = 1
 
@@ -170,8 +172,16 @@ def with_bias_row(down: Tensor, bias: Tensor) -> Tensor:
     return whole
 
 
+def fastest_form(sffm: SFFM) -> Form:
+    """The form that takes less time; both compute the same."""
+    products = (sffm.n_filters + sffm.n_shared) * sffm.rank * sffm.dim
+    return "dense" if products <= DENSE_PRODUCTS else "dispatch"
+
+
 def exported_sffm(sffm: SFFM, form: Form, block: int = BLOCK) -> ExportedSFFM:
     """`sffm` in the form asked for."""
+    if form == "fastest":
+        form = fastest_form(sffm)
     return DispatchSFFM(sffm, block) if form == "dispatch" else DenseSFFM(sffm)
 
 

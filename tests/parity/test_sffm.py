@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfn_export.dispatch import DispatchSFFM, exported_sffm
+from sfn_export.dispatch import DenseSFFM, DispatchSFFM, exported_sffm, fastest_form
 from sfn_export.parity import SCALES, TOLERANCE, assert_parity
 from sfn_export.trace import check_graph, export_onnx
 from sfn_rt.backends.base import PartSpec, TensorSpec
 from sfn_rt.backends.ort import OrtBackend
+from sfn_train.config import read_config
 from sfn_train.model.sffm import SFFM
 
 N, D, R, E, K = 98, 96, 6, 63, 7  # tokens; the rest as in the edge profile
@@ -128,3 +129,25 @@ def test_dispatch_has_no_operator_that_tensorrt_refuses(graphs: dict[str, Path])
     assert not {"NonZero", "Loop", "If", "Scan"} & {node.op_type for node in nodes}
     adding = [a for node in nodes for a in node.attribute if a.name == "reduction"]
     assert all(attribute.s in (b"none", b"") for attribute in adding)
+
+
+@pytest.mark.parametrize(
+    ("profile", "form"),
+    [
+        ("edge", "dense"),
+        ("paper_ped2", "dense"),
+        ("paper_shanghaitech", "dispatch"),
+        ("paper_avenue", "dispatch"),
+    ],
+)
+def test_the_form_that_is_written_goes_by_the_filters_size(profile: str, form: str) -> None:
+    c = read_config(profile).sfn
+    with torch.device("meta"):
+        sffm = SFFM(c.dim, c.rank, c.n_filters, c.n_active, c.gate, c.n_shared)
+    assert fastest_form(sffm) == form
+    assert sffm.dispatches == (profile == "paper_avenue")  # in training, on whole batches
+
+
+def test_fastest_is_one_of_the_two(sffm: SFFM) -> None:
+    assert isinstance(exported_sffm(sffm, "fastest"), DenseSFFM)
+    assert isinstance(exported_sffm(sffm, "dispatch"), DispatchSFFM)
