@@ -1,6 +1,6 @@
 """How fast is the exported SFFM, against the per-expert loop in eager PyTorch?
 
-    python benchmarks/sffm.py [--config edge] [--batch 1,8] [--threads 1,2] [--blocks 16,48] [--write]
+    python benchmarks/sffm.py [--config edge] [--batch 1,8] [--threads 1,2] [--blocks 48] [--write]
 
 Same seeded weights, same input, same threads, at the size of the config; all forms take turns, so
 that a busy machine slows them alike. `best` is each form's fastest turn, and the speed-ups are
