@@ -111,7 +111,7 @@ def test_a_memory_of_2000_slots_is_used_from_the_start() -> None:
     slots = Memory(2000, 256, DualMemoryConfig().slot_spread).slots
     _, weights = recall(torch.randn(1, 2048, 256).relu(), slots[None], LAMBDA)
     used = (weights[0] > 0).float().mean(dim=1)  # a query
-    assert used.min() > 0.01
+    assert used.min() > 0.002  # four slots
     assert used.mean().item() == pytest.approx(1 / 15, abs=0.02)
     assert used.max() < 0.3
     reached = (weights[0] > 0).any(dim=0).float().mean()  # of the slots, by one clip's queries
