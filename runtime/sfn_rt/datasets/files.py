@@ -1,4 +1,4 @@
-"""Reads the files that labels and masks come in. Nothing in them is ever run: no pickles."""
+"""Reads NumPy's files. Nothing in them is ever run: no pickles."""
 
 import zipfile
 import zlib
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from sfn_rt.exceptions import DataError
 from sfn_rt.frames import files_with_suffix
 
-# What NumPy and SciPy raise on files that are not what their names say, or end too soon; a broken
+# What NumPy raises on files that are not what their names say, or end too soon; a broken
 # header may also ask for more memory than there is.
 BROKEN_NUMPY = (OSError, ValueError, EOFError, SyntaxError, TokenError, MemoryError)
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
-BROKEN_MAT = (OSError, ValueError, TypeError, EOFError, LookupError, zlib.error, MemoryError)
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
@@ -55,22 +54,3 @@ def _load_arrays(file: Path, expected: str) -> dict[str, NDArray[Any]] | NDArray
             return held if isinstance(held, np.ndarray) else dict(held)
     except (*BROKEN_NUMPY, *BROKEN_ZIP) as error:
         raise DataError(f"{file}: not a readable {expected} ({error})") from None
-
-
-def read_mat(file: Path, key: str, meaning: str) -> NDArray[Any]:
-    """One variable of a MATLAB file."""
-    try:
-        from scipy.io import loadmat  # imported late: only labels in MATLAB files need it
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        raise DataError(f"{file}: MATLAB files need scipy; pip install scipy") from None
-    try:
-        held = loadmat(str(file))
-    except NotImplementedError:
-        raise DataError(f"{file}: MATLAB 7.3 format; save it again with -v7") from None
-    except (MatReadError, *BROKEN_MAT) as error:
-        raise DataError(f"{file}: not a readable .mat file ({error})") from None
-    if key not in held:
-        keys = sorted(name for name in held if not name.startswith("__"))
-        raise DataError(f"{file}: holds {keys}, not {key}; give {key}, {meaning}")
-    return np.asarray(held[key])

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfn_rt.datasets.files import files_in, read_mat, read_npy, read_npz
+from sfn_rt.datasets.files import files_in, read_npy, read_npz
+from sfn_rt.datasets.matlab import read_mat
 from sfn_rt.datasets.video import Labels, Video, frames_of, listed, skipped
 from sfn_rt.exceptions import DataError
 

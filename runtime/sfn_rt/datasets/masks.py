@@ -19,8 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sfn_rt.datasets.files import files_in, map_npy, read_mat, read_npz
+from sfn_rt.datasets.files import files_in, map_npy, read_npz
 from sfn_rt.datasets.labels import check_names
+from sfn_rt.datasets.matlab import read_mat
 from sfn_rt.datasets.video import PixelMasks, Video, frames_of, listed, number_of
 from sfn_rt.exceptions import DataError
 from sfn_rt.frames import frame_files, open_source
