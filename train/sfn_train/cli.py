@@ -72,11 +72,12 @@ def train(
     try:
         summary = fit(prepared, settings, chosen, resume=resume)
     except Interrupted:
-        typer.echo(
-            f"interrupted; everything is saved: repeat the command with --resume to continue, as "
-            f"in: python -m sfn_train train {data} --out {chosen} --resume",
-            err=True,
-        )
+        if is_first():
+            typer.echo(
+                f"interrupted; everything is saved: repeat the command with --resume to continue, as "
+                f"in: python -m sfn_train train {data} --out {chosen} --resume",
+                err=True,
+            )
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if summary is not None:
         typer.echo(summary.text())

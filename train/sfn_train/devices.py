@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from sfn_train.config import TrainConfig
+from sfn_train.config import Config, TrainConfig
+from sfn_train.systems import every_weight_learns
 
 PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -49,14 +50,14 @@ def precision_plugin(name: PrecisionName, c: TrainConfig) -> Precision:
     return MixedPrecision(name, device)
 
 
-def strategy(c: TrainConfig) -> str | Strategy:
+def strategy(config: Config) -> str | Strategy:
     """How several devices share a step: DDP, unless another of Lightning's is asked for.
 
-    A loss that is off leaves its head without a gradient, and dispatch leaves filters without one
-    that no token chose on this device: DDP must look for them, or it would wait for ever.
+    Weights without a gradient it waits for in vain, unless it looks for them at every step.
     """
+    c = config.train
     if c.strategy == "ddp" or (c.strategy == "auto" and c.devices > 1):
-        return DDPStrategy(find_unused_parameters=True)
+        return DDPStrategy(find_unused_parameters=not every_weight_learns(config))
     return c.strategy
 
 

@@ -45,7 +45,6 @@ EXPECTED_WARNINGS = (
     r"The '(train|val)_dataloader' does not have many workers",  # reading a map needs none
     "Checkpoint directory .* exists and is not empty",  # it holds what --resume reads
     "The dirpath has changed from",  # the run folder may be moved
-    "find_unused_parameters=True was specified",  # most settings use all; see devices.strategy
 )
 
 
@@ -228,7 +227,7 @@ def make_trainer(module: Training, out: Path, stopper: Stopper) -> lightning.Tra
         return lightning.Trainer(
             accelerator=c.accelerator,
             devices=c.devices,
-            strategy=strategy(c),
+            strategy=strategy(module.config),
             plugins=[precision_plugin(choose_precision(c), c)],
             max_steps=module.total_steps or -1,
             max_epochs=-1,
@@ -301,13 +300,15 @@ def describe_run(prepared: Prepared, config: Config, summary: Summary) -> dict[s
 @contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what Lightning says about choices that are made here on purpose."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
+    logs = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             for message in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -55,6 +55,13 @@ def loss_names(config: Config) -> tuple[str, ...]:
     return ("reconstruction", "entropy", "distance", "pseudo")
 
 
+def every_weight_learns(config: Config) -> bool:
+    """Whether each trained weight has a part in the losses of every step; heads may have none."""
+    if isinstance(config.model, ModelConfig):
+        return not config.model.use_text or config.train.loss.text > 0
+    return True
+
+
 def clip_dataset(prepared: Prepared, config: Config, *, vary: bool) -> Dataset[dict[str, Tensor]]:
     """Runs of footage, indexed by video and first frame; `vary` for training."""
     if isinstance(config.model, ModelConfig):
