@@ -225,8 +225,8 @@ def _label_problems(
         )
     if dataset.unmatched:
         problems.append(
-            f"{dataset.root}: {listed(dataset.unmatched)} in {dataset.labels_from} or "
-            f"{dataset.masks_from or 'masks'} belong to no test video; add the missing videos"
+            f"{dataset.root}: labels or masks of {listed(dataset.unmatched)}, but no test video of "
+            f"that name; add what is missing, or remove the labels"
         )
     looked = {video.path: look for video, look in seen.items()}
     for video in dataset.test:
