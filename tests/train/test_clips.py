@@ -1,5 +1,6 @@
 """The order of clips: a function of seed and epoch, complete, and resumable at any step."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -110,12 +111,45 @@ def test_a_clips_text_is_the_caption_made_before_its_target(
     for i, t in enumerate(range(10, 14)):
         made_at = t - (t - 4) % config.semantics.stride
         assert video.caption_ids[t] == video.caption_ids[made_at]
-        np.testing.assert_array_equal(text[i], prepared.embeddings[video.caption_ids[t]])
+        np.testing.assert_array_equal(text[i], prepared.embeddings[video.caption_ids[t, 0]])
+
+
+def test_the_captions_of_all_windows_lie_side_by_side(
+    footage: Path, tiny_yaml: str, tmp_path: Path
+) -> None:
+    config = parse_config(tiny_yaml, "tiny", ["model.windows=[2, 4, 12]"])
+    prepared = prepare(open_dataset(footage), config, tmp_path, say=lambda text: None)
+    video, width = prepared.videos[0], config.sfn.text_dim
+    text = Runs(prepared, config)[(0, 20)]["text"]
+    assert text.shape == (4, config.sfn.text_width)
+    for i, t in enumerate(range(24, 28)):
+        for k, number in enumerate(video.caption_ids[t]):
+            found = text[i, k * width : (k + 1) * width]
+            np.testing.assert_array_equal(found, prepared.embeddings[number])
+
+
+def test_training_tells_of_other_things_in_the_short_windows_alone(
+    prepared: Prepared, config: Config
+) -> None:
+    windows = (2, 4, 12)
+    wide = replace(config, model=replace(config.sfn, windows=windows))
+    ids = np.tile(np.arange(3, dtype=np.int32), (40, 1))
+    others = tuple(np.array([3], np.int32) for _ in range(40))
+    videos = [replace(prepared.videos[0], caption_ids=ids, other_ids=others)] * 2
+    embeddings = np.arange(4, dtype=np.float32)[:, None].repeat(wide.sfn.text_dim, axis=1)
+    told = replace(prepared, videos=tuple(videos), embeddings=embeddings)
+    runs = Runs(told, wide, vary=True)
+    text = torch.cat([runs[(0, start)]["text"] for start in range(30)])  # (P, K S)
+    said = text.reshape(len(text), 3, -1)[..., 0]  # (P, K) number of the sentence
+    varied = said[:, 0] == 3
+    assert 0.3 < varied.float().mean() < 0.7
+    assert (said[varied] == torch.tensor([3.0, 3.0, 2.0])).all()
+    assert (said[~varied] == torch.tensor([0.0, 1.0, 2.0])).all()
+    plain = Runs(told, wide)[(0, 0)]["text"].reshape(4, 3, -1)[..., 0]
+    assert (plain == torch.tensor([0.0, 1.0, 2.0])).all()
 
 
 def test_spans_are_cut_to_the_frames_that_are_kept(prepared: Prepared) -> None:
-    from dataclasses import replace
-
     thinned = replace(prepared.videos[0], stretches=((0, 6), (10, 20)))
     part = replace(prepared, videos=(thinned, prepared.videos[1]))
     assert usable_spans(part, [Span(0, 0, 18), Span(1, 3, 40)], 8) == [

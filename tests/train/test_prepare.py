@@ -10,10 +10,13 @@ from sfn_rt.attributes import AttributeModel
 from sfn_rt.datasets import Dataset, open_dataset
 from sfn_rt.exceptions import DataError, InputError, OutputError, VideoError
 from sfn_rt.frames import open_source
-from sfn_rt.semantics.scene import SceneAnalyser
+from sfn_rt.semantics.captioner import Clip
+from sfn_rt.semantics.describe import SceneCaptioner
+from sfn_rt.semantics.scene import Scene, SceneAnalyser
 from sfn_train.config import Config, parse_config
 from sfn_train.data import prepare as module
 from sfn_train.data.prepare import Prepared, prepare
+from sfn_train.text import TextModel
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_a_second_preparation_reads_no_video_and_gives_the_same(
     first, _ = run(footage, config, tmp_path)
     files = {file.name: file.stat().st_ino for file in tmp_path.iterdir()}
     monkeypatch.setattr(module, "open_source", None)
-    monkeypatch.setattr(module.TextModel, "encode", None)
+    monkeypatch.setattr(TextModel, "encode", None)
     second, _ = run(footage, config, tmp_path)
     assert {file.name: file.stat().st_ino for file in tmp_path.iterdir()} == files
     assert second.sentences == first.sentences
@@ -173,10 +176,66 @@ def test_captions_can_come_from_files(footage: Path, tiny_yaml: str, tmp_path: P
         (captions / f"{name}.json").write_text('{"0": "a block stands", "20": "a block moves"}')
     prepared, _ = run(footage, cached, tmp_path / "cache")
     assert prepared.sentences == ("a block stands", "a block moves")
-    ids = prepared.videos[0].caption_ids
+    (ids,) = prepared.videos[0].caption_ids.T
     assert list(ids[:4]) == [-1] * 4
     assert list(ids[4:24]) == [0] * 20  # the caption for frame 24 is made from frames up to 23
     assert list(ids[24:]) == [1] * 16
+
+
+def test_each_window_has_its_caption(footage: Path, tiny_yaml: str, tmp_path: Path) -> None:
+    narrow = parse_config(tiny_yaml, "tiny")
+    wide = parse_config(tiny_yaml, "tiny", ["model.windows=[4, 12]"])
+    one, _ = run(footage, narrow, tmp_path)
+    two, _ = run(footage, wide, tmp_path)
+    video = two.videos[0]
+    assert video.caption_ids.shape == (40, 2)
+    assert (video.caption_ids[:4] == -1).all()
+    assert two.attributes is not None
+    captioner, stride = SceneCaptioner(two.attributes), wide.semantics.stride
+    for t in range(4, 40):
+        made = t - (t - 4) % stride
+        clip = Clip(made - 1, (), video.scenes[max(0, made - 12) : made], longer=True)
+        short, long = (two.sentences[i] for i in video.caption_ids[t])
+        assert short == one.sentences[one.videos[0].caption_ids[t, 0]]
+        assert long == captioner.caption(clip)
+
+
+def test_captions_from_files_tell_of_one_window(
+    footage: Path, tiny_yaml: str, tmp_path: Path
+) -> None:
+    captions = tmp_path / "captions"
+    captions.mkdir()
+    for name in ("00", "01"):
+        (captions / f"{name}.json").write_text('{"0": "a block stands"}')
+    changes = ["semantics.captioner=cached", f"semantics.captions={captions}"]
+    config = parse_config(tiny_yaml, "tiny", [*changes, "model.windows=[4, 8]"])
+    with pytest.raises(
+        InputError, match=r"this model reads 2 of 4, 8 frames; .*model\.windows=\[\]"
+    ):
+        run(footage, config, tmp_path / "cache")
+
+
+DUAL = """
+system: dual-memory
+model: {frame_height: 16, frame_width: 16, channels: 1, widths: [2, 4], skips: [none], slots: 4}
+data: {run_length: 16}
+visual: {measure: psnr}
+train: {steps: 1}
+"""
+
+
+def test_a_system_that_knows_pictures_only_does_not_look_for_things(
+    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SceneAnalyser", None)
+    monkeypatch.setattr(module, "estimate_background", None)
+    config = parse_config(DUAL, "dual")
+    prepared, said = run(footage, config, tmp_path)
+    assert (prepared.attributes, prepared.background, prepared.sentences) == (None, None, ())
+    video = prepared.videos[0]
+    assert set(video.scenes) == {Scene(96, 64, ())}
+    assert 0 <= video.pixels.min() < video.pixels.max() <= 1  # standardised inside the network
+    assert not any("scene" in text for text in said)
 
 
 def test_an_unreadable_video_stops_training_by_name(tmp_path: Path, without_text: Config) -> None:

@@ -5,7 +5,7 @@ each span of footage once with runs that lie P apart, shifted anew every epoch. 
 depends on nothing but seed and epoch, so training resumes at any step with the batch it would have
 had, however often it was interrupted.
 
-Axes: L frames of a run, P clips of a run, T observed frames, S text width.
+Axes: L frames of a run, P clips of a run, T observed frames, K caption windows, S text width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +30,14 @@ OTHER_SHARE = 0.5  # of training captions that tell of another thing than the ra
 
 
 class Runs(Dataset[dict[str, Tensor]]):
-    """Indexed by video and first frame: frames (L, 3, h, w) and caption embeddings (P, S).
+    """Indexed by video and first frame: frames (L, 3, h, w) and caption embeddings (P, K S).
 
     With data.features also what the frozen tower says of all frames but the last, which is only
     ever a target: hidden (L - 1, 1 + N, C) and embedded (L - 1, N, C), in the cache's number type.
 
     With `vary`, half of the captions tell of another thing of the same frame than the rarest: all
     of normal life is described, in every place and direction, and only unusual words stay unheard.
+    Windows longer than the observed frames tell of no single frame, so theirs stay.
     """
 
     def __init__(self, prepared: Prepared, config: Config, *, vary: bool = False) -> None:
@@ -44,6 +45,7 @@ class Runs(Dataset[dict[str, Tensor]]):
         self._features = open_features(prepared, config)
         self._length, self._observed = config.data.run_length, config.model.observed
         self._use_text = config.model.use_text
+        self._n_short = sum(w <= self._observed for w in config.sfn.caption_windows)
 
     def __getitem__(self, place: Place) -> dict[str, Tensor]:
         number, start = place
@@ -53,14 +55,15 @@ class Runs(Dataset[dict[str, Tensor]]):
         if self._features is not None:
             item["hidden"], item["embedded"] = self._features.read(video.name, start, stop - 1)
         if self._use_text:
-            ids = video.caption_ids[start + self._observed : stop].copy()  # (P,)
+            ids = video.caption_ids[start + self._observed : stop].copy()  # (P, K)
             if self._vary:
                 random = np.random.default_rng([number, start])
                 for i, t in enumerate(range(start + self._observed, stop)):
                     others = video.other_captions(t)
                     if len(others) and random.random() < OTHER_SHARE:
-                        ids[i] = random.choice(others)
-            item["text"] = torch.from_numpy(self._prepared.embeddings[ids])
+                        ids[i, : self._n_short] = random.choice(others)
+            text = self._prepared.embeddings[ids]  # (P, K, S)
+            item["text"] = torch.from_numpy(text.reshape(len(text), -1))
         return item
 
 

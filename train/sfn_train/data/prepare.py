@@ -9,7 +9,7 @@ time, the settings, and the source code that made them. They appear whole or not
 video at a time, so an interrupted preparation goes on where it stopped. Where all frames would
 take more than `cache_gb`, evenly spaced blocks of each video are kept.
 
-Axes: n frames of one video, h, w the model's frame size, M things, S text width.
+Axes: n frames of one video, h, w the model's frame size, K caption windows, M things, S text width.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
@@ -29,14 +29,16 @@ from numpy.typing import NDArray
 
 from sfn_rt.attributes import AttributeModel
 from sfn_rt.datasets import Dataset, Video, check_length
+from sfn_rt.evidence import empty_scene
 from sfn_rt.exceptions import DataError, InputError, OutputError
 from sfn_rt.frames import FPS_ASSUMED, count_frames, frame_files, open_source
 from sfn_rt.normal import MOST_THUMBNAILS, same_scene, thumbnail
 from sfn_rt.preprocess import preprocess
 from sfn_rt.progress import Progress
-from sfn_rt.semantics.cached import CachedCaptioner
-from sfn_rt.semantics.captioner import Captioner, Clip
+from sfn_rt.semantics.cached import CachedCaptioner, CaptionFile, video_sha256
+from sfn_rt.semantics.captioner import Captioner
 from sfn_rt.semantics.describe import SceneCaptioner
+from sfn_rt.semantics.narrator import check_windows, tell
 from sfn_rt.semantics.scene import (
     Scene,
     SceneAnalyser,
@@ -46,9 +48,9 @@ from sfn_rt.semantics.scene import (
     to_analysis,
 )
 from sfn_rt.sinks.files import output_errors, write_atomic
+from sfn_train.captions.known import KnownSentences, check_captions, open_text, read_captions
 from sfn_train.config import Config
 from sfn_train.data.split import Span, Split, split_footage
-from sfn_train.text import TextModel
 
 Pixels = NDArray[np.float16]
 Passed = tuple[float, tuple[Scene, ...], Pixels]  # frames a second, scenes, kept frames
@@ -70,7 +72,7 @@ class Footage:
     scenes: tuple[Scene, ...]  # one a frame
     stretches: tuple[tuple[int, int], ...]  # start, stop of the frames that are kept
     pixels: Pixels  # (kept, 3, h, w), a read-only map of the file
-    caption_ids: NDArray[np.int32]  # (n,) of the caption for predicting each frame; -1: none
+    caption_ids: NDArray[np.int32]  # (n, K) of the captions for predicting each frame; -1: none
     other_ids: tuple[NDArray[np.int32], ...]  # a frame: captions of its other things; or empty
 
     @property
@@ -79,7 +81,7 @@ class Footage:
         return len(self.scenes)
 
     def other_captions(self, t: int) -> NDArray[np.int32]:
-        """Captions for predicting frame t that tell of another thing than the one in force."""
+        """Captions for predicting frame t that tell of another thing of the clip's last frame."""
         return self.other_ids[t] if self.other_ids else np.empty(0, np.int32)
 
     def read(self, start: int, stop: int) -> Pixels:
@@ -123,10 +125,12 @@ def prepare(
     with output_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
     store = _Store(cache)
+    caption_files = read_captions(dataset.train, config)
+    check_captions(caption_files, dataset.train, config, store.sha256)
     plan = _Plan.make(dataset, config, store)
     thumbnails = _thumbnails(dataset, plan, store)
     background = None
-    if same_scene(thumbnails):
+    if _looks_for_things(config) and same_scene(thumbnails):
         background = _background(dataset, plan, config, store, progress)
     passed: list[Passed] = []
     warnings: dict[str, list[str]] = {}  # text -> videos it is about
@@ -136,7 +140,7 @@ def prepare(
         for warning in found:
             warnings.setdefault(warning, []).append(video.name)
     notes = [*dataset.notes, *plan.notes]
-    if background is None:
+    if _looks_for_things(config) and background is None:
         notes.append(
             "the videos show different scenes: each starts its own background, and things are "
             "compared across scenes; a model a camera tells more"
@@ -145,13 +149,15 @@ def prepare(
     split = split_footage(
         [len(scenes) for _, scenes, _ in passed], config.data.held_out, config.data.run_length
     )
-    attributes = _attributes([scenes for _, scenes, _ in passed], split, config, notes)
+    attributes = None
+    if _looks_for_things(config):
+        attributes = _attributes([scenes for _, scenes, _ in passed], split, config, notes)
     captions = [
-        _captions(video, scenes, attributes, config)
+        _captions(scenes, attributes, config, caption_files.get(video.name))
         for video, (_, scenes, _) in zip(dataset.train, passed, strict=True)
     ]
     others = [_other_captions(scenes, attributes, config) for _, scenes, _ in passed]
-    said = [text for row in captions for text in row if text]
+    said = [text for row in captions for told in row for text in told if text]
     said += [text for video in others for row in video for text in row]
     sentences = tuple(dict.fromkeys(said))
     numbers = {text: i for i, text in enumerate(sentences)} | {"": -1}
@@ -163,14 +169,14 @@ def prepare(
             scenes,
             plan.stretches(len(scenes)),
             pixels,
-            np.array([numbers[text] for text in row], dtype=np.int32),
+            np.array([[numbers[text] for text in told] for told in row], dtype=np.int32),
             tuple(np.array([numbers[text] for text in more], dtype=np.int32) for more in other),
         )
         for video, (fps, scenes, pixels), row, other in zip(
             dataset.train, passed, captions, others, strict=True
         )
     )
-    embeddings = _embed(sentences, config, store)
+    embeddings = _embed(sentences, config, store, caption_files.values(), notes)
     store.trim(config.data.cache_gb)
     n = sum(video.n_frames for video in videos)
     say(
@@ -205,7 +211,7 @@ def prepare_test(
         passed, _ = _stream(video, test, plan, config, prepared.background, store, progress)
         fps, scenes, pixels = passed
         check_length(video, len(scenes))
-        none = np.full(len(scenes), -1, dtype=np.int32)
+        none = np.full((len(scenes), 1), -1, dtype=np.int32)
         kept = plan.stretches(len(scenes))
         found.append(Footage(video.name, video.path, fps, scenes, kept, pixels, none, ()))
     return tuple(found)
@@ -233,6 +239,11 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def _looks_for_things(config: Config) -> bool:
+    """Whether the system asks what moves; one that knows pictures only does not pay for it."""
+    return config.system == "sfn-vad"
+
+
 # ------------------------------------------------------------------------------ what is cached
 
 
@@ -251,6 +262,13 @@ class _Store:
         if path.exists():
             os.utime(path)  # what `trim` goes by
         return path
+
+    def sha256(self, video: Path) -> str:
+        """Of a video's content, which is read once."""
+        file = self.path("sha256", _identity(video), ".txt")
+        if not file.exists():
+            write_atomic(file, video_sha256(video))
+        return file.read_text("ascii")
 
     def used_gb(self) -> float:
         """Size of what this run reads."""
@@ -376,6 +394,8 @@ def _stream(
         None if background is None else hashlib.sha256(background.tobytes()).hexdigest(),
         _code("sfn_rt.frames", "sfn_rt.semantics.scene"),
     ]
+    if not _looks_for_things(config):
+        scenes_key.append("sizes alone")
     scenes_file = store.path("scenes", scenes_key, ".npz")
     if not (frames_file.exists() and scenes_file.exists()):
         _pass(video, dataset, plan, config, background, frames_file, scenes_file, progress)
@@ -403,7 +423,9 @@ def _pass(
 ) -> None:
     """Stream a video once; both files appear at its end."""
     spec = config.preprocessing
-    analyser = SceneAnalyser(config.semantics.scene, background)
+    analyser = None
+    if _looks_for_things(config):
+        analyser = SceneAnalyser(config.semantics.scene, background)
     scenes: list[Scene] = []
     partial = frames_file.with_name(f".{frames_file.name}.{os.getpid()}.partial")
     with output_errors(partial), ExitStack() as stack:
@@ -414,7 +436,7 @@ def _pass(
             Progress(f"preparing {video.name}", source.n_frames, enabled=progress)
         )
         for frame in source:
-            scenes.append(analyser.step(frame.image))
+            scenes.append(analyser.step(frame.image) if analyser else empty_scene(frame))
             if plan.keeps(frame.index):
                 file.write(preprocess(frame.image, spec).astype(np.float16).tobytes())
             bar.advance()
@@ -503,22 +525,28 @@ def _attributes(
 
 
 def _captions(
-    video: Video, scenes: Sequence[Scene], attributes: AttributeModel | None, config: Config
-) -> list[str]:
-    """The caption for predicting each frame; empty where there is none."""
-    captions = [""] * len(scenes)
+    scenes: Sequence[Scene],
+    attributes: AttributeModel | None,
+    config: Config,
+    file: CaptionFile | None,
+) -> list[tuple[str, ...]]:
+    """The caption of each window for predicting each frame; empty where there is none."""
     if not config.model.use_text:
-        return captions
+        return [("",)] * len(scenes)
+    windows = config.sfn.caption_windows
+    captions = [("",) * len(windows)] * len(scenes)
     captioner: Captioner
-    if config.semantics.captions is not None:
-        captioner = CachedCaptioner(Path(config.semantics.captions) / f"{video.name}.json")
+    if file is not None:
+        captioner = CachedCaptioner(file)
     else:
         assert attributes is not None
         captioner = SceneCaptioner(attributes)
+    check_windows(captioner, windows)
     observed, stride = config.model.observed, config.semantics.stride
     for t in range(observed, len(scenes), stride):
-        text = captioner.caption(Clip(t - 1, (), scenes[t - observed : t]))
-        captions[t : t + stride] = [text] * len(captions[t : t + stride])
+        seen = scenes[max(0, t - max(observed, *windows)) : t]
+        told = tell(captioner, t, windows, observed, seen)
+        captions[t : t + stride] = [told] * len(captions[t : t + stride])
     return captions
 
 
@@ -532,23 +560,33 @@ def _other_captions(
     return [[], *(captioner.captions(scene)[1:] for scene in scenes[:-1])]
 
 
-def _embed(sentences: Sequence[str], config: Config, store: _Store) -> NDArray[np.float32]:
+def _embed(
+    sentences: Sequence[str],
+    config: Config,
+    store: _Store,
+    caption_files: Iterable[CaptionFile],
+    notes: list[str],
+) -> NDArray[np.float32]:
     """Embeddings of all sentences; the encoder is loaded only where one is not cached."""
-    width = config.sfn.text_dim
     if not sentences:
-        return np.empty((0, width), dtype=np.float32)
-    text = TextModel.of(config.semantics)
-    key = [_identity_of_encoder(text.folder), text.pooling, list(sentences)]
-    file = store.path("embeddings", key, ".npz")
-    if not file.exists():
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, embeddings=text.encode(sentences))
-        write_atomic(file, buffer.getvalue())
-    with np.load(file, allow_pickle=False) as arrays:
-        embeddings = np.asarray(arrays["embeddings"], dtype=np.float32)
+        return np.empty((0, 0), dtype=np.float32)
+    width = config.sfn.text_dim
+    text, note = open_text(config, caption_files)
+    notes += [note] if note else []
+    if isinstance(text, KnownSentences):
+        embeddings = text.encode(sentences)
+    else:
+        key = [_identity_of_encoder(text.folder), text.pooling, list(sentences)]
+        file = store.path("embeddings", key, ".npz")
+        if not file.exists():
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, allow_pickle=False, embeddings=text.encode(sentences))
+            write_atomic(file, buffer.getvalue())
+        with np.load(file, allow_pickle=False) as arrays:
+            embeddings = np.asarray(arrays["embeddings"], dtype=np.float32)
     if embeddings.shape[1] != width:
         raise DataError(
-            f"{text.folder} embeds to {embeddings.shape[1]} numbers, the model expects {width}; "
+            f"{text.name} embeds to {embeddings.shape[1]} numbers, the model expects {width}; "
             f"set model.text_dim={embeddings.shape[1]}"
         )
     return embeddings

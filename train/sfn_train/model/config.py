@@ -90,9 +90,14 @@ class ModelConfig:
         return self.use_appearance or self.use_motion
 
     @property
+    def caption_windows(self) -> tuple[int, ...]:
+        """Frames that each caption of a clip tells of, shortest first."""
+        return self.windows or (self.observed,)
+
+    @property
     def n_windows(self) -> int:
         """K, captions of one clip."""
-        return max(1, len(self.windows))
+        return len(self.caption_windows)
 
     @property
     def text_width(self) -> int:
