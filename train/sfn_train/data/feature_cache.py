@@ -231,14 +231,20 @@ def _announce(todo: Sequence[tuple[Video, str]], out: Path, header: Header, say:
     free = shutil.disk_usage(out).free
     say(
         f"{out}: {len(todo)} videos to do, about {n_frames} frames of "
-        f"{header.frame_bytes / 1e6:.2f} MB: {needed / 1e9:.2f} GB to write, "
-        f"{free / 1e9:.1f} GB are free"
+        f"{_size(header.frame_bytes)}: {_size(needed)} to write, {_size(free)} are free"
     )
     if needed > free:
         raise OutputError(
-            f"{out}: features need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose "
-            f"another --out, or train without them: the tower then runs in every step"
+            f"{out}: features need {_size(needed)}, {_size(free)} are free; choose another --out, "
+            f"or train without them: the tower then runs in every step"
         )
+
+
+def _size(n_bytes: int) -> str:
+    for unit, power in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= power:
+            return f"{n_bytes / power:.1f} {unit}"
+    return f"{n_bytes / 1e3:.1f} kB"
 
 
 def _device(config: Config) -> torch.device:

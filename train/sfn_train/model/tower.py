@@ -47,7 +47,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, model: InternVLVisionModel, name: str, files: Mapping[str, str]) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.requires_grad_(False)
         self.name, self.files = name, dict(files)  # file -> sha256, of all that was read
         self._prefix = ""  # of its keys in the network around it
         config = model.config
@@ -55,6 +55,7 @@ class VisionTower(nn.Module):
         self.patch, self.image_size = int(config.patch_size[0]), int(config.image_size[0])
         self.register_load_state_dict_pre_hook(_remember_prefix)
         self.register_load_state_dict_post_hook(_forgive_absence)
+        self.eval()
 
     @classmethod
     def load(cls, name: str) -> Self:
