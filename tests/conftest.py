@@ -191,3 +191,103 @@ def walkway_bundle(walkway_run: Path) -> Path:
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return out
+
+
+# --- a bundle of the second system, its graph written by hand ----------------------------------
+
+
+@pytest.fixture(scope="session")
+def dual_bundle(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path:
+    """dual-memory without a network: a frame is reconstructed as the mean of its clip.
+
+    The arithmetic is that of sfn_rt.backends.fake.MeanOfClip, which fits the statistics.
+    """
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from sfn_rt.backends.fake import CLIP, SCORED, MeanOfClip
+    from sfn_rt.bundle import (
+        SCHEMA_VERSION,
+        Manifest,
+        PartEntry,
+        Provenance,
+        ScoreSettings,
+        write_manifest,
+    )
+    from sfn_rt.evidence import Perception
+    from sfn_rt.frames import open_source
+    from sfn_rt.normal import SceneModel, thumbnail
+    from sfn_rt.prediction_error import VisualConfig
+    from sfn_rt.preprocess import Preprocessing
+    from sfn_rt.streams import open_stream
+    from sfn_train.statistics import fit_normal
+
+    size = (20, 30)
+    backend = MeanOfClip(*size)
+    folder = tmp_path_factory.mktemp("dual") / "bundle"
+    folder.mkdir()
+    constants = {"scored": [SCORED], "first_axis": [1]}
+    nodes = [
+        ("Gather", ["clip", "scored"], "kept", {"axis": 1}),  # (B, 1, 3, h, w)
+        ("Squeeze", ["kept", "first_axis"], "frame", {}),
+        ("ReduceMean", ["clip", "first_axis"], "mean", {"keepdims": 0}),
+        ("Sub", ["frame", "mean"], "difference", {}),
+        ("Mul", ["difference", "difference"], "squared", {}),
+        ("ReduceMean", ["squared", "first_axis"], "error", {"keepdims": 0}),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(op, takes, [gives], **how) for op, takes, gives, how in nodes],
+        "autoencoder",
+        [helper.make_tensor_value_info("clip", TensorProto.FLOAT, ["batch", CLIP, 3, *size])],
+        [helper.make_tensor_value_info("error", TensorProto.FLOAT, ["batch", *size])],
+        [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    (folder / "autoencoder.onnx").write_bytes(model.SerializeToString())
+
+    visual = VisualConfig(
+        measure="psnr", box_height=5, box_width=5, pixel_error=0.05, grid_height=4, grid_width=6
+    )
+    preprocessing = Preprocessing(
+        height=size[0], width=size[1], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+    videos = sorted((walkway / "training" / "videos").iterdir())
+    footage = [list(open_source(video)) for video in videos]
+    scene = SceneModel(None, None, np.stack([thumbnail(frames[0].image) for frames in footage]))
+    perception = Perception(
+        backend=backend, system="dual-memory", observed=CLIP, lag=CLIP - 1 - SCORED,
+        preprocessing=preprocessing, visual=visual, scene=scene, terms=("visual",),
+    )  # fmt: skip
+    evidence = []
+    for frames in footage:
+        stream = open_stream(perception)
+        evidence.append([*stream.predict(stream.look(frames)), *stream.finish()])
+    normal = fit_normal(scene, ("visual",), evidence, 25.0)
+    np.savez(folder / "normal.npz", **normal.to_arrays())
+    threshold = normal.thresholds[("visual",)]
+    (spec,) = backend.parts.values()
+    write_manifest(
+        folder,
+        Manifest(
+            schema_version=SCHEMA_VERSION, system="dual-memory", profile="mean", sfn_version="0",
+            observed=CLIP, lag=CLIP - 1 - SCORED, preprocessing=preprocessing,
+            parts={
+                "autoencoder": PartEntry(
+                    files={"fp32": "autoencoder.onnx"}, default="fp32",
+                    inputs=spec.inputs, outputs=spec.outputs,
+                )
+            },
+            semantics=None, visual=dict(vars(visual)),
+            score=ScoreSettings(
+                ema_alpha=0.2, threshold=threshold.value, rule=threshold.rule,
+                false_alarms_per_hour=1.0, terms=("visual",),
+            ),
+            normal="normal.npz",
+            provenance=Provenance(
+                data="walkway", n_videos=3, n_frames=300, seed=0, config_sha256="", licences={}
+            ),
+        ),
+    )  # fmt: skip
+    return folder

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sfn_rt.attributes import AttributeModel
+from sfn_rt.backends.base import PartSpec
 from sfn_rt.backends.fake import RepeatLastFrame
 from sfn_rt.evidence import EvidenceStream, FrameEvidence, Perception
 from sfn_rt.frames import Frame
@@ -16,7 +17,8 @@ from sfn_rt.normal import SceneModel
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.preprocess import Preprocessing, preprocess
 from sfn_rt.semantics.captioner import Clip
-from sfn_rt.semantics.scene import SceneAnalyser, SceneConfig
+from sfn_rt.semantics.describe import SceneCaptioner
+from sfn_rt.semantics.scene import Scene, SceneAnalyser, SceneConfig
 
 HEIGHT, WIDTH, S = 48, 72, 6
 TERMS = ("visual", "semantic", "attribute")
@@ -221,6 +223,99 @@ def test_available_terms_are_those_the_model_can_give(perception: Perception) ->
     assert blind.available_terms == ("visual", "attribute")
     still = replace(perception, scene=replace(perception.scene, attributes=None))
     assert still.available_terms == ("visual", "semantic")
+
+
+class SecondUpsideDown(RepeatLastFrame):
+    """For two windows: the first caption comes back as it is, the second as its contrary."""
+
+    def __init__(self) -> None:
+        super().__init__(text_width=2 * S)
+
+    def _decode(self, feeds: Any) -> dict[str, np.ndarray]:
+        answer = super()._decode(feeds)
+        answer["semantic"][:, S:] *= -1
+        return answer
+
+
+def test_several_windows_are_told_embedded_and_measured_together(perception: Perception) -> None:
+    wide = replace(perception, backend=SecondUpsideDown(), windows=(4, 9), stride=3)
+    rows = run(wide, frames(20), sizes=[6])
+    for row in rows[4:]:
+        assert row.terms["semantic"] == pytest.approx((0 + 2) / 2, abs=1e-6)
+    ends = [int(row.caption.split()[3]) for row in rows if row.caption is not None]
+    assert ends == [3 + 3 * (i // 3) for i in range(16)]  # the shortest window's is shown
+    echo = wide.captioner
+    assert isinstance(echo, Echo)
+    longer = [clip for clip in echo.clips if clip.longer]
+    assert [len(clip.scenes) for clip in longer] == [4, 7, 9, 9, 9, 9]
+
+
+@pytest.mark.parametrize("done", [2, 5, 8, 13])
+def test_state_of_several_windows_continues_to_the_same_bits(
+    perception: Perception, done: int
+) -> None:
+    def wide() -> Perception:
+        return replace(
+            perception,
+            backend=SecondUpsideDown(),
+            windows=(4, 9),
+            captioner=SceneCaptioner(perception.scene.attributes),
+        )
+
+    items = frames(30)
+    first = EvidenceStream(wide())
+    block = first.look(items[:done])
+    rows = first.predict(block)
+    arrays, plain = first.state(block)
+    again = EvidenceStream(wide())
+    again.restore({k: v.copy() for k, v in arrays.items()}, json.loads(json.dumps(plain)))
+    rows += [r for b in blocks(items[done:], (8,)) for r in again.predict(again.look(b))]
+    assert_same(rows, run(wide(), items, sizes=[done, *[8] * 4]), exact=True)
+
+
+def meaning_alone() -> RepeatLastFrame:
+    """A model without a picture branch."""
+    backend = RepeatLastFrame(text_width=S)
+    decoder = backend.parts["decoder"]
+    given = [tensor for tensor in decoder.inputs if tensor.name == "text"]
+    predicted = [tensor for tensor in decoder.outputs if tensor.name == "semantic"]
+    backend.parts = {"decoder": PartSpec(tuple(given), tuple(predicted))}
+    backend._decode = lambda feeds: {"semantic": -feeds["text"]}  # type: ignore[method-assign]
+    return backend
+
+
+def test_a_model_without_a_picture_branch(perception: Perception) -> None:
+    blind = replace(perception, backend=meaning_alone())
+    assert blind.available_terms == ("semantic", "attribute")
+    rows = run(replace(blind, terms=blind.available_terms), frames(12))
+    for row in rows[4:]:
+        assert set(row.terms) == {"semantic", "attribute"}
+        assert row.terms["semantic"] == pytest.approx(2.0)
+        assert (row.box, row.heat) == (None, None)
+    assert [row.terms for row in rows[:4]] == [{}] * 4
+
+
+class FromFile(Echo):
+    """Tells clips without looking."""
+
+    needs_scenes = False
+
+    def caption(self, clip: Clip) -> str:
+        return f"clip ending at {clip.end_frame}"
+
+
+def test_what_moves_is_looked_for_only_where_someone_asks(
+    perception: Perception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = replace(perception, captioner=FromFile(), terms=("visual", "semantic"))
+    expected = run(told, frames(12))
+    monkeypatch.setattr(SceneAnalyser, "step", None)
+    assert_same(run(told, frames(12)), expected, exact=True)
+    assert {row.scene for row in expected} == {Scene(WIDTH, HEIGHT, ())}
+    for asks in (replace(told, captioner=Echo()), replace(told, terms=TERMS)):
+        assert asks.needs_scenes
+        with pytest.raises(TypeError):
+            run(asks, frames(12))
 
 
 @pytest.mark.parametrize("done", [8, 16, 2, 5])

@@ -138,6 +138,23 @@ def test_semantic_prediction_comes_along() -> None:
     assert blind.semantic is None
 
 
+def test_a_model_of_captions_alone_predicts_their_meaning() -> None:
+    frames, text = video(9)
+    backend = WholeClip(without=("appearance", "motion"))
+    backend.parts["decoder"] = PartSpec(
+        backend.parts["decoder"].inputs,
+        tuple(o for o in backend.parts["decoder"].outputs if o.name == "semantic"),
+    )
+    predictor = Predictor(backend, T)
+    assert predictor.step(frames[:3], None) is None
+    prediction = predictor.step(frames[3:], text[T:])
+    assert prediction is not None
+    assert prediction.next_frame is None
+    assert prediction.semantic is not None
+    assert prediction.semantic.shape == (5, S)
+    assert backend.images == {"decoder": 5}
+
+
 def test_too_few_captions_are_a_bug_that_shows() -> None:
     frames, text = video(8)
     with pytest.raises(ValueError, match="4 clips need as many embeddings"):

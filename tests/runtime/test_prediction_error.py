@@ -100,6 +100,29 @@ def test_semantic_error_is_one_minus_cosine_whatever_the_length() -> None:
     np.testing.assert_allclose(semantic_error(a, b), [0.0, 1.0, 2.0, 1.0], atol=1e-12)
 
 
+def test_semantic_error_of_several_windows_is_their_mean() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 7, 3, 5)).astype(np.float32)
+    expected = np.mean([semantic_error(a[:, k], b[:, k]) for k in range(3)], axis=0)
+    actual = semantic_error(a.reshape(7, 15), b.reshape(7, 15), 3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    one = semantic_error(a[:, 0], b[:, 0])
+    np.testing.assert_array_equal(one, semantic_error(a[:, 0], b[:, 0], 1))
+
+
+def test_psnr_is_the_mean_in_decibels_and_finite_without_error() -> None:
+    error = error_map()
+    psnr = VisualConfig(measure="psnr", box_height=5, box_width=4)
+    expected = 10 * np.log10(np.mean(error.astype(np.float64) ** 2))
+    assert measure_error(error, psnr).evidence == pytest.approx(expected, abs=1e-5)
+    assert measure_error(0.1 * error, psnr).evidence == pytest.approx(expected - 20, abs=1e-5)
+    assert measure_error(np.zeros((20, 30), np.float32), psnr).evidence == -100.0
+    assert (
+        measure_error(error, psnr).box
+        == measure_error(error, VisualConfig(box_height=5, box_width=4)).box
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"measure": "median"}, "measure must be"), ({"box_width": 0}, "box_width must be at least")],

@@ -1,6 +1,8 @@
-"""A backend without a model: predicts that the last frame repeats, as its patches' mean colours.
+"""Backends without a model, one a system: arithmetic that anyone can follow.
 
-Tests drive the pipeline with it: deterministic, sensitive to what it is fed, and it counts calls.
+Tests drive the pipeline with them: deterministic, sensitive to what they are fed, and they count
+calls. `RepeatLastFrame` predicts that the last frame repeats, as its patches' mean colours;
+`MeanOfClip` reconstructs a frame as the mean of its clip.
 """
 
 from collections import Counter
@@ -21,10 +23,11 @@ from sfn_rt.backends.base import (
 
 OBSERVED = 4  # frames of a clip
 TOKENS_WIDTH = 4  # D and C_m: three mean colours and a constant
+CLIP, SCORED = 16, 8  # frames that dual-memory sees, and the one of them that it scores
 
 
 class RepeatLastFrame:
-    """All parts of "sfn-vad" with arithmetic anyone can follow."""
+    """All parts of "sfn-vad"."""
 
     name = "fake"
 
@@ -112,3 +115,34 @@ def _part(
         tuple(TensorSpec(name, input_dtype, shape) for name, shape in inputs.items()),
         tuple(TensorSpec(name, "float32", shape) for name, shape in outputs.items()),
     )
+
+
+class MeanOfClip:
+    """The part of "dual-memory": what moves differs from the mean of its clip."""
+
+    name = "fake"
+
+    def __init__(self, height: int = 16, width: int = 24) -> None:
+        self.parts: Mapping[str, PartSpec] = {
+            "autoencoder": _part(
+                {"clip": ("batch", CLIP, 3, height, width)}, {"error": ("batch", height, width)}
+            )
+        }
+        self.images: Counter[str] = Counter()  # part -> clips run through it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+    def infer(
+        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        spec = find_part(self.name, self.parts, part)
+        check_outputs(self.name, part, spec.outputs, outputs)
+        check_feeds(self.name, part, spec.inputs, feeds)
+        clip = feeds["clip"]  # (B, T, 3, h, w)
+        self.images[part] += len(clip)
+        difference = clip[:, SCORED] - clip.mean(axis=1)
+        return {"error": np.square(difference).mean(axis=1)}  # (B, h, w)

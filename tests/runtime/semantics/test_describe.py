@@ -106,3 +106,55 @@ def test_where_normally_nothing_moves() -> None:
 def test_the_same_clip_gets_the_same_words(captioner: SceneCaptioner) -> None:
     things = [walker(20 * i, 2 + i) for i in range(5)]
     assert caption(captioner, *things) == caption(captioner, *things)
+
+
+def long(captioner: SceneCaptioner, *scenes: tuple[Thing, ...]) -> str:
+    told = tuple(Scene(360, 240, things) for things in scenes)
+    return captioner.caption(Clip(len(told) - 1, (), told, longer=True))
+
+
+def test_a_longer_window_tells_of_what_has_left_the_picture(captioner: SceneCaptioner) -> None:
+    runner, walks = walker(300, 40.0), walker(20)
+    said = long(captioner, (walks, runner), *[(walks,)] * 15)
+    assert said == (
+        "One thing moves over time. The most notable, seen briefly, is a thing of usual size on "
+        "the right in the foreground, moving to the right rushing past at extreme speed."
+    )
+    assert "extreme speed" not in caption(captioner, walks)
+
+
+@pytest.mark.parametrize(
+    ("n", "words"),
+    [(1, "seen briefly"), (4, "seen briefly"), (5, "seen at times"), (12, "seen at times"),
+     (13, "seen all along"), (16, "seen all along")],
+)  # fmt: skip
+def test_a_longer_window_tells_how_long_it_lasted(
+    captioner: SceneCaptioner, n: int, words: str
+) -> None:
+    runner, walks = walker(300, 40.0), walker(20)
+    assert words in long(captioner, *[(walks, runner)] * n, *[(walks,)] * (16 - n))
+
+
+def test_a_longer_window_tells_how_many_there_usually_are(captioner: SceneCaptioner) -> None:
+    three = tuple(walker(60 * i) for i in range(3))
+    assert long(captioner, *[three] * 9, *[()] * 7).startswith("A few things move over time. ")
+    assert long(captioner, *[three] * 3, *[()] * 9).startswith("Hardly a thing moves over time. ")
+    assert long(captioner, *[()] * 9) == "Nothing has moved in the scene."
+
+
+def test_a_longer_window_where_normally_nothing_moves() -> None:
+    captioner = SceneCaptioner(None)
+    assert long(captioner, (), ()) == "Nothing has moved in the scene."
+    assert long(captioner, (walker(20),), (walker(20),)) == (
+        "One thing moves over time, where normally nothing does."
+    )
+
+
+def test_scenes_that_windows_share_are_rated_once(captioner: SceneCaptioner) -> None:
+    assert captioner._rarest is not None
+    scenes = [(walker(20.5 + i),) for i in range(40)]
+    before = captioner._rarest.cache_info().misses
+    for end in range(8, 40):
+        long(captioner, *scenes[max(0, end - 16) : end])
+        long(captioner, *scenes[end - 8 : end])
+    assert captioner._rarest.cache_info().misses - before == 39
