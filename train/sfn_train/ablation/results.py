@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ SETTINGS, TRIALS, BASELINES, WALL = "settings.json", "trials", "baselines.json",
 LOCK = ".lock"
 SCHEMA_VERSION = 1
 
-# Whose code decides a trial's figures. Wording does not count: see `code_identity`.
+# Whose code decides a trial's figures. Wording does not count: see `digest`.
 PACKAGES = ("sfn_train.model",)
 MODULES = (
     "sfn_train.losses",
@@ -182,16 +183,18 @@ def _flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any
             yield f"{where}{name}", value
 
 
+@cache
 def code_identity() -> dict[str, str]:
-    """A digest of each module that decides figures; comments, docstrings, layout left out."""
+    """A digest of each module that decides figures, as it was when this process first asked."""
     names = list(MODULES)
     for package in PACKAGES:
         found = importlib.import_module(package)
         names += [f"{package}.{module.name}" for module in pkgutil.iter_modules(found.__path__)]
-    return {name: _digest(name) for name in sorted(names)}
+    return {name: digest(name) for name in sorted(names)}
 
 
-def _digest(module: str) -> str:
+def digest(module: str) -> str:
+    """Of a module's code; comments, docstrings and layout left out."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
