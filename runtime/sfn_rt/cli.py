@@ -72,7 +72,8 @@ FpsOption = Annotated[
     float | None, typer.Option(help="Frames a second, where the video does not state it.")
 ]
 CaptionsOption = Annotated[
-    Path | None, typer.Option(help="Captions from a file, instead of describing what moves.")
+    Path | None,
+    typer.Option(help="A file of captions, or a folder with one a video; else what moves is told."),
 ]
 TermsOption = Annotated[
     str | None,

@@ -19,7 +19,7 @@ from sfn_rt.evaluation import Evaluation, evaluate
 from sfn_rt.exceptions import DataError, VideoError
 from sfn_rt.frames import open_source
 from sfn_rt.metrics import BoxHits, PixelAuroc, localisation, peak_box_hits
-from sfn_rt.model import Model, open_model
+from sfn_rt.model import Model, open_model, with_captions
 from sfn_rt.options import EvalOptions
 from sfn_rt.pipeline import VideoRun, check_frames
 from sfn_rt.plots import Panel, RocCurve, Series, label_spans, line_chart, roc_chart
@@ -151,7 +151,9 @@ def _score_all(
     warnings: list[str] = []
     hits: BoxHits | None = None
     pixels = PixelAuroc()
-    for number, video in enumerate(videos, start=1):
+    # All captions are looked at before the first video is scored, which may take long.
+    models = [with_captions(model, options.captions, v.path, v.name, "test") for v in videos]
+    for number, (video, model) in enumerate(zip(videos, models, strict=True), start=1):
         with (
             open_source(video.path, fps=dataset.fps) as source,
             Progress(

@@ -13,7 +13,7 @@ from sfn_rt.exceptions import BundleError, InputError
 from sfn_rt.normal import NormalFootage, SceneModel
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.scores import Tail
-from sfn_rt.semantics.cached import CachedCaptioner
+from sfn_rt.semantics.cached import CachedCaptioner, CaptionFile, Part, find_captions
 from sfn_rt.semantics.captioner import Captioner
 from sfn_rt.semantics.describe import SceneCaptioner
 from sfn_rt.semantics.narrator import check_windows
@@ -108,10 +108,31 @@ def choose_terms(
 
 
 def make_captioner(scene: SceneModel, captions: Path | None) -> Captioner:
-    """From a file where one is given, else from what moves."""
-    if captions is not None:
+    """From a file where one is given, else from what moves; a folder waits for its video."""
+    if captions is not None and not captions.is_dir():
         return CachedCaptioner(captions)
     return SceneCaptioner(scene.attributes)
+
+
+def with_captions(
+    model: Model, captions: Path | None, video: Path, name: str, part: Part | None = None
+) -> Model:
+    """The model as it describes one video, where `captions` is a file or a folder of them."""
+    semantics = model.bundle.manifest.semantics
+    if semantics is None:
+        return model
+    if captions is None:
+        if semantics.captioner == "cached" and semantics.text is not None:
+            raise InputError(
+                f"{model.bundle.folder}: trained on captions from files, so it needs those of "
+                f"{video} too; give --captions FOLDER (`python -m sfn_train captions` makes them)"
+            )
+        return model
+    file = CaptionFile.read(find_captions(captions, name, part))
+    captioner = CachedCaptioner(file)
+    check_windows(captioner, semantics.windows)
+    file.check(video, frames=semantics.windows[0], stride=semantics.stride)
+    return replace(model, perception=replace(model.perception, captioner=captioner))
 
 
 def _settings(kind: type[Any], raw: dict[str, Any], path: Path) -> Any:

@@ -20,7 +20,7 @@ class ScoreOptions:
     report: bool = True  # also the heat map video and report.html
     resume: bool = False  # continue what an interruption left in `out`
     force: bool = False  # replace results that are in `out` already
-    captions: Path | None = None  # file of captions, instead of describing what moves
+    captions: Path | None = None  # a file or a folder of them, instead of describing what moves
     terms: tuple[str, ...] | None = None  # None: all that the bundle carries
     fps: float | None = None  # where the video does not state it
     progress: bool = True  # on a terminal only

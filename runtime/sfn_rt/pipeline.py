@@ -23,13 +23,14 @@ from sfn_rt.events import Box, Description, Event, EventDetector, min_gap_frames
 from sfn_rt.evidence import BLOCK, FrameEvidence, Looked
 from sfn_rt.exceptions import InputError, OutputError, VideoError
 from sfn_rt.frames import Frame, FrameSource, open_source
-from sfn_rt.model import Model, open_model
+from sfn_rt.model import Model, open_model, with_captions
 from sfn_rt.normal import SAME_SCENE
 from sfn_rt.options import ScoreOptions
 from sfn_rt.prefetch import prefetch
 from sfn_rt.progress import Progress
 from sfn_rt.rows import Rows
 from sfn_rt.scores import CausalScore, PaperConstants, VideoScores, paper_constants, paper_scores
+from sfn_rt.semantics.cached import find_captions
 from sfn_rt.sinks.files import OutputFolder, output_errors
 from sfn_rt.streams import open_stream
 
@@ -81,11 +82,12 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
         )
         model = stack.enter_context(opened)
         video = stack.enter_context(open_source(source, fps=options.fps))
+        model = with_captions(model, options.captions, source, video.name)
         folder = stack.enter_context(
             OutputFolder(options.out, overwrite=options.force, resume=options.resume)
         )
         run = VideoRun(model, video.fps, grid=folder.state / "heat.f16")
-        checkpoint = Checkpoint(folder.state, _identity(source, model, options))
+        checkpoint = Checkpoint(folder.state, _identity(source, video.name, model, options))
         folder.resumable = folder.resumed  # also where it cannot be continued with these options
         n_resumed = checkpoint.load(run) if folder.resumed else 0
         started = saved = time.perf_counter()
@@ -330,10 +332,10 @@ class Checkpoint:
         return run.n_taken
 
 
-def _identity(source: Path, model: Model, options: ScoreOptions) -> dict[str, object]:
+def _identity(source: Path, name: str, model: Model, options: ScoreOptions) -> dict[str, object]:
     """What must not change between an interruption and its continuation."""
     stat = source.stat()
-    captions = options.captions.read_text() if options.captions else None
+    captions = find_captions(options.captions, name).read_text() if options.captions else None
     return {
         "video": [str(source.resolve()), stat.st_size, stat.st_mtime_ns],
         "bundle": model.sha256,

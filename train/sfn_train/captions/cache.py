@@ -147,8 +147,7 @@ def read_embeddings(captions: CaptionFile) -> NDArray[np.float32]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); copy it together with "
-            f"{captions.path.name}"
+            f"{path}: cannot be read ({error.strerror}); copy it together with {captions.path.name}"
         ) from None
     if hashlib.sha256(content).hexdigest() != about.sha256:
         raise DataError(

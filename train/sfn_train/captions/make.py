@@ -155,9 +155,7 @@ def make_captions(
         n_lost = 0
         if not all(video.finished for video in videos):
             pool = stack.enter_context(_pool(options, model, say))
-            bar = stack.enter_context(
-                Progress("captions", total, done=n_before, enabled=progress)
-            )
+            bar = stack.enter_context(Progress("captions", total, done=n_before, enabled=progress))
             for unit, said in pool.run(work.units()):
                 work.take(unit, said)
                 bar.advance(len(said))
