@@ -28,6 +28,7 @@ from sfn_rt.scores import EMA_ALPHA, TERMS
 from sfn_rt.semantics.text_encoder import load_tokenizer
 from sfn_rt.sinks.files import output_errors
 from sfn_train.checkpoint import NORMAL, Run
+from sfn_train.config import Config
 from sfn_train.text import TextModel
 
 TOKENIZER = "tokenizer.json"
@@ -86,11 +87,11 @@ def pack(
     config = run.config
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        system="sfn-vad",
+        system=config.system,
         profile=config.profile,
         sfn_version=__version__,
         observed=config.model.observed,
-        lag=0,
+        lag=getattr(config.model, "lag", 0),  # a model that predicts has none
         preprocessing=config.preprocessing,
         parts={
             part: PartEntry(
@@ -101,13 +102,7 @@ def pack(
             )
             for part, spec in specs.items()
         },
-        semantics=Semantics(
-            captioner=config.semantics.captioner,
-            stride=config.semantics.stride,
-            windows=config.model.windows or (config.model.observed,),
-            scene=vars(config.semantics.scene).copy(),
-            text=settings,
-        ),
+        semantics=semantics_of(run.config, settings),
         visual=dict(_info(run, "visual")),
         score=score_settings(run),
         normal=NORMAL,
@@ -121,6 +116,19 @@ def pack(
         ),
     )
     return write_manifest(folder, manifest)
+
+
+def semantics_of(config: Config, text: TextSettings | None) -> Semantics | None:
+    """How the device describes clips; None for a system that knows pictures only."""
+    if config.system != "sfn-vad":
+        return None
+    return Semantics(
+        captioner=config.semantics.captioner,
+        stride=config.semantics.stride,
+        windows=config.sfn.caption_windows,
+        scene=vars(config.semantics.scene).copy(),
+        text=text,
+    )
 
 
 def score_settings(run: Run) -> ScoreSettings:

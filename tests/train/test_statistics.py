@@ -21,7 +21,8 @@ from sfn_train.config import Config, parse_config
 from sfn_train.data.prepare import Footage, Prepared, prepare
 from sfn_train.data.split import Span
 from sfn_train.model import SFN
-from sfn_train.statistics import fit_normal, fit_statistics, visual_config
+from sfn_train.statistics import fit_normal, fit_statistics, learned_terms, visual_config
+from sfn_train.systems import build_network
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,61 @@ def test_footage_that_was_looked_at_before_need_not_be_read_again(
         if name.startswith("tails/visual"):
             np.testing.assert_allclose(given.normal[name], array, atol=1e-5)
     assert given.normal.keys() == read.normal.keys()
+
+
+DUAL = """
+system: dual-memory
+model: {frame_height: 16, frame_width: 16, channels: 1, widths: [2, 4], skips: [none], slots: 4}
+data: {run_length: 16, held_out: 0.5}
+visual: {measure: psnr}
+train: {steps: 1}
+"""
+
+
+def test_the_second_system_is_fitted_by_the_same_function(footage: Path, tmp_path: Path) -> None:
+    config = parse_config(DUAL, "dual")
+    prepared = prepare(open_dataset(footage), config, tmp_path, say=lambda text: None)
+    torch.manual_seed(0)
+    run = Run(Path("unused"), config, build_network(config), {}, {})
+    fitted = fit_statistics(run, prepared, progress=False)
+    normal = NormalFootage.from_arrays(fitted.normal)
+    assert normal.scene.attributes is None
+    assert list(normal.tails) == ["visual"]
+    assert set(normal.thresholds) == {("visual",)}
+    scored = sum(len(span) - 15 for _, span in prepared.held_out())
+    assert len(normal.tails["visual"].normal) == scored
+    assert (normal.tails["visual"].normal < 20).all()  # decibels, of standardised frames
+    assert fitted.info["visual"]["measure"] == "psnr"
+    assert fitted.info["visual"]["box_height"] == 2  # an eighth of the frame: nothing is looked for
+
+
+@pytest.mark.parametrize(
+    ("losses", "terms"),
+    [
+        ({}, ("visual", "semantic", "attribute")),
+        ({"text": 0.0}, ("visual", "attribute")),
+        ({"frame": 0.0}, ("visual", "semantic", "attribute")),
+        ({"frame": 0.0, "motion": 0.0}, ("semantic", "attribute")),
+    ],
+    ids=["all", "no text", "motion alone", "no picture"],
+)
+def test_what_no_loss_has_taught_is_no_term(
+    settings: Config, losses: dict[str, float], terms: tuple[str, ...]
+) -> None:
+    loss = replace(settings.train.loss, **losses)
+    config = replace(settings, train=replace(settings.train, loss=loss))
+    assert learned_terms(config, TERMS) == terms
+
+
+def test_a_model_without_a_picture_branch_has_no_visual_tail(
+    footage: Path, tiny_yaml: str, tmp_path: Path
+) -> None:
+    branches = ["model.use_appearance=false", "model.use_motion=false", "model.windows=[4, 8]"]
+    config = parse_config(tiny_yaml, "tiny", branches)
+    prepared = prepare(open_dataset(footage), config, tmp_path, say=lambda text: None)
+    torch.manual_seed(0)
+    run = Run(Path("unused"), config, build_network(config), {}, {})
+    fitted = fit_statistics(run, prepared, progress=False)
+    normal = NormalFootage.from_arrays(fitted.normal)
+    assert list(normal.tails) == ["semantic", "attribute"]
+    assert normal.heat_scale == 1.0

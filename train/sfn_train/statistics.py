@@ -13,23 +13,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sfn_rt.evidence import BLOCK, EvidenceStream, FrameEvidence, Looked, Perception
+from sfn_rt.evidence import BLOCK, FrameEvidence, Looked, Perception, Stream
 from sfn_rt.frames import Frame, open_source
 from sfn_rt.normal import NormalFootage, SceneModel, term_subsets
 from sfn_rt.pipeline import grouped
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.progress import Progress
 from sfn_rt.scores import EMA_ALPHA, Tail, causal_scores
-from sfn_rt.semantics.cached import CachedCaptioner
+from sfn_rt.semantics.cached import CachedCaptioner, find_captions
 from sfn_rt.semantics.captioner import Captioner
 from sfn_rt.semantics.describe import SceneCaptioner
+from sfn_rt.streams import open_stream
 from sfn_rt.threshold import fit_threshold
+from sfn_train.captions.known import KnownSentences, open_text, read_captions
 from sfn_train.checkpoint import Run
 from sfn_train.config import Config
 from sfn_train.data.prepare import Footage, Prepared
 from sfn_train.data.split import Span
+from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
-from sfn_train.torch_backend import TorchBackend
 
 FALSE_ALARMS_PER_HOUR = 1.0
 HEAT_QUANTILE = 0.999
@@ -53,17 +55,20 @@ def fit_statistics(
 
     `blocks` gives footage that has been decoded and looked at before; None reads the videos.
     `text` is the sentence encoder where it is loaded already; `terms` are those to fit, None: all
-    that the model gives.
+    that the model has learned.
     """
     config = run.config
     scene = SceneModel(prepared.attributes, prepared.background, prepared.thumbnails)
     visual = visual_config(config, prepared)
     run.model.eval()
-    with open_perception(run, scene, visual, text) as perception:
-        perception = replace(perception, terms=tuple(terms or perception.available_terms))
-        visual = replace(
-            visual, pixel_error=_pixel_error(perception, config, prepared, blocks, progress)
-        )
+    known: TextModel | KnownSentences | None = text
+    if known is None and config.model.use_text:
+        known, _ = open_text(config, read_captions(prepared.dataset.train, config).values())
+    with open_perception(run, scene, visual, known) as perception:
+        perception = replace(perception, terms=tuple(terms or perception.terms))
+        if "visual" in perception.available_terms:
+            pixel_error = _pixel_error(perception, config, prepared, blocks, progress)
+            visual = replace(visual, pixel_error=pixel_error)
         perception = replace(perception, visual=visual)
         footage = [
             list(evidence_of(perception, config, video, span, blocks, progress))
@@ -77,28 +82,47 @@ def fit_statistics(
 
 @contextmanager
 def open_perception(
-    run: Run, scene: SceneModel, visual: VisualConfig, text: TextModel | None = None
+    run: Run,
+    scene: SceneModel,
+    visual: VisualConfig,
+    text: TextModel | KnownSentences | None = None,
 ) -> Iterator[Perception]:
-    """What evidence is made with, the run's network in PyTorch; all its terms are on."""
+    """What evidence is made with, the run's network in PyTorch; what it has learned is on."""
     config = run.config
     if not config.model.use_text:
         text = None
     elif text is None:
         text = TextModel.of(config.semantics)
-    with TorchBackend(run.model, text) as backend:
+    with open_backend(run.model, text if isinstance(text, TextModel) else None) as backend:
         perception = Perception(
             backend=backend,
+            system=config.system,
             observed=config.model.observed,
+            lag=getattr(config.model, "lag", 0),  # a model that predicts has none
             preprocessing=config.preprocessing,
             visual=visual,
-            scene_config=config.semantics.scene,
             scene=scene,
-            captioner=SceneCaptioner(scene.attributes),
-            text=text,
-            stride=config.semantics.stride,
             terms=(),
         )
-        yield replace(perception, terms=perception.available_terms)
+        if config.system == "sfn-vad":
+            perception = replace(
+                perception,
+                scene_config=config.semantics.scene,
+                captioner=SceneCaptioner(scene.attributes),
+                text=text,
+                stride=config.semantics.stride,
+                windows=config.sfn.caption_windows,
+            )
+        yield replace(perception, terms=learned_terms(config, perception.available_terms))
+
+
+def learned_terms(config: Config, available: Sequence[str]) -> tuple[str, ...]:
+    """Without those that a prediction feeds which no loss has taught."""
+    loss, untaught = config.train.loss, set()
+    if config.system == "sfn-vad":
+        untaught |= {"semantic"} if not loss.text else set()
+        untaught |= {"visual"} if not (loss.frame or loss.motion) else set()
+    return tuple(term for term in available if term not in untaught)
 
 
 def visual_config(config: Config, prepared: Prepared) -> VisualConfig:
@@ -185,18 +209,19 @@ def evidence_of(
 ) -> Iterator[FrameEvidence]:
     """The evidence of each frame of a span, by the runtime's own stream."""
     if config.semantics.captions is not None:
-        path = Path(config.semantics.captions) / f"{video.name}.json"
+        path = find_captions(Path(config.semantics.captions), video.name, "train")
         captioner: Captioner = CachedCaptioner(path)
         perception = replace(perception, captioner=captioner)
-    stream = EvidenceStream(perception)
+    stream = open_stream(perception)
     looked = _look(stream, video, span) if blocks is None else blocks(video, span)
     with Progress(f"statistics {video.name}", len(span), enabled=progress) as bar:
         for block in looked:
             yield from stream.predict(block)
             bar.advance(len(block.frames))
+    yield from stream.finish()
 
 
-def _look(stream: EvidenceStream, video: Footage, span: Span) -> Iterator[Looked]:
+def _look(stream: Stream, video: Footage, span: Span) -> Iterator[Looked]:
     with open_source(video.path, fps=video.fps) as source:
         frames: Iterator[Frame] = (f for f in source if span.start <= f.index < span.stop)
         for block in grouped(frames, BLOCK):
