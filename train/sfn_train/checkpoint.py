@@ -25,6 +25,7 @@ from torch import nn
 from sfn_rt.sinks.files import output_errors, write_atomic
 from sfn_train.config import Config, parse_config
 from sfn_train.exceptions import RunError
+from sfn_train.sources import check_tower
 from sfn_train.systems import build_network
 
 CONFIG, WEIGHTS, NORMAL, INFO = "config.yaml", "model.safetensors", "normal.npz", "run.json"
@@ -83,7 +84,9 @@ def load_run(path: Path) -> Run:
         raise RunError(
             f"{path}: {WEIGHTS} is not the model that {CONFIG} describes: {reason}"
         ) from None
-    return Run(path, config, model.eval(), _read_arrays(path / NORMAL), _read_info(path / INFO))
+    info = _read_info(path / INFO)
+    check_tower(model, info, path / INFO)
+    return Run(path, config, model.eval(), _read_arrays(path / NORMAL), info)
 
 
 def load_config(path: Path) -> Config:

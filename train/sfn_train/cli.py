@@ -62,10 +62,12 @@ def train(
     from sfn_train.devices import is_first
     from sfn_train.loop import Interrupted, fit
     from sfn_train.run_folder import check_out, resumed_config
+    from sfn_train.sources import check_sources
 
     settings = resumed_config(chosen, asked) if resume else read_config(config, asked)
     dataset = open_dataset(data, fps=fps)
     if is_first():
+        check_sources(settings, dataset)
         check_out(chosen, resume=resume, force=force)
     say = typer.echo if is_first() else (lambda text: None)
     prepared = prepare(dataset, settings, cache or chosen.parent / "cache", say=say)

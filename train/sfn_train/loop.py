@@ -37,6 +37,7 @@ from sfn_train.gpu_memory import measure, out_of_memory
 from sfn_train.loaders import Loader, make_loaders, make_sampler, total_steps
 from sfn_train.logs import MetricsCsv
 from sfn_train.run_folder import METRICS, sole_training
+from sfn_train.sources import check_tower, tower_record
 from sfn_train.statistics import fit_statistics
 from sfn_train.systems import build_network, loss_names, training_losses
 
@@ -45,6 +46,7 @@ EXPECTED_WARNINGS = (
     r"The '(train|val)_dataloader' does not have many workers",  # reading a map needs none
     "Checkpoint directory .* exists and is not empty",  # it holds what --resume reads
     "The dirpath has changed from",  # the run folder may be moved
+    r"Found \d+ module\(s\) in eval mode",  # the frozen tower
 )
 
 
@@ -98,10 +100,10 @@ class Training(lightning.LightningModule):
         self.log("step", float(self.global_step), batch_size=size, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam as in the paper; fused, one pass over all weights."""
-        c = self.config.train
+        """Adam as in the paper; fused, one pass over all weights that are trained."""
+        c, trained = self.config.train, [p for p in self.parameters() if p.requires_grad]
         return torch.optim.Adam(
-            self.parameters(), c.learning_rate, c.betas, weight_decay=c.weight_decay, fused=True
+            trained, c.learning_rate, c.betas, weight_decay=c.weight_decay, fused=True
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -143,9 +145,12 @@ class Training(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["trained_s"] = self.minutes() * 60
+        if (tower := tower_record(self.model)) is not None:
+            checkpoint["tower"] = tower
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts batches, of which a step may have more or fewer than it had."""
+        check_tower(self.model, checkpoint, CHECKPOINT)
         self.trained_s = float(checkpoint["trained_s"])
         batches = checkpoint["global_step"] * self.config.train.accumulate
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -214,7 +219,11 @@ def fit(prepared: Prepared, config: Config, out: Path, *, resume: bool = False) 
         }
         summary = Summary(out, trainer.global_step, minutes, shown)
         info = describe_run(prepared, config, summary)
-        run = Run(out, config, module.model.cpu().eval(), {}, info)
+        if (tower := tower_record(module.model)) is not None:
+            info["tower"] = tower
+        # Lightning leaves the network on the CPU, where a vision tower takes seconds a frame.
+        network = module.model.to(trainer.strategy.root_device).eval()
+        run = Run(out, config, network, {}, info)
         save_run(fit_statistics(run, prepared))
     return summary
 
