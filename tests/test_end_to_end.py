@@ -47,6 +47,12 @@ def schema_of(name: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads(text))
 
 
+def test_the_evaluation_names_its_labels(evaluated: Path) -> None:
+    labels = json.loads((evaluated / "evaluation.json").read_text("utf-8"))["labels"]
+    assert labels["source"] == "frame_labels.npz"
+    assert "from frame_labels.npz." in (evaluated / "table.txt").read_text("utf-8")
+
+
 def test_training_left_a_run_and_not_a_pickle_among_what_is_shipped(walkway_run: Path) -> None:
     names = {file.name for file in walkway_run.iterdir()}
     assert {"config.yaml", "model.safetensors", "normal.npz", "run.json", "metrics.csv"} <= names

@@ -296,6 +296,13 @@ def test_data_without_labels(tmp_path: Path, walkway: Path, walkway_bundle: Path
     assert_refused(done, out, "no labels", "use `sfn-rt score`")
 
 
+def test_labels_that_are_not_there(tmp_path: Path, walkway: Path, walkway_bundle: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--bundle", walkway_bundle, "--out", out, "--labels", "mnad.npy")
+    done = run("eval", walkway, *arguments)
+    assert_refused(done, out, "mnad.npy", "frame_labels.npz, masks")
+
+
 # ------------------------------------------------------------------------------- the bundle
 
 
