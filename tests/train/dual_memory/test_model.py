@@ -32,15 +32,15 @@ def count(network: torch.nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def test_full_size_parameters_to_the_unit() -> None:
-    full = read_config("dual_memory_ped2").model
-    assert isinstance(full, DualMemoryConfig)
-    found = count(DualMemory(full))
-    print(f"dual_memory_ped2: {found:,} trainable parameters")
-    assert found == count_by_hand(full) == FULL_SIZE
-
-
-FULL_SIZE = 9_186_049
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("dual_memory_ped2", 9_186_049), ("dual_memory_small", 544_001)]
+)
+def test_parameters_to_the_unit(name: str, parameters: int) -> None:
+    model = read_config(name).model
+    assert isinstance(model, DualMemoryConfig)
+    found = count(DualMemory(model))
+    print(f"{name}: {found:,} trainable parameters")
+    assert found == count_by_hand(model) == parameters
 
 
 @pytest.mark.parametrize(
