@@ -20,7 +20,7 @@ from sfn_rt.pipeline import grouped
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.progress import Progress
 from sfn_rt.scores import EMA_ALPHA, Tail, causal_scores
-from sfn_rt.semantics.cached import CachedCaptioner, find_captions
+from sfn_rt.semantics.cached import CachedCaptioner, Part, find_captions
 from sfn_rt.semantics.captioner import Captioner
 from sfn_rt.semantics.describe import SceneCaptioner
 from sfn_rt.streams import open_stream
@@ -47,7 +47,7 @@ def fit_statistics(
     prepared: Prepared,
     *,
     blocks: Blocks | None = None,
-    text: TextModel | None = None,
+    text: TextModel | KnownSentences | None = None,
     terms: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Run:
@@ -61,10 +61,9 @@ def fit_statistics(
     scene = SceneModel(prepared.attributes, prepared.background, prepared.thumbnails)
     visual = visual_config(config, prepared)
     run.model.eval()
-    known: TextModel | KnownSentences | None = text
-    if known is None and config.model.use_text:
-        known, _ = open_text(config, read_captions(prepared.dataset.train, config).values())
-    with open_perception(run, scene, visual, known) as perception:
+    if text is None and config.model.use_text:
+        text, _ = open_text(config, read_captions(prepared.dataset.train, config).values())
+    with open_perception(run, scene, visual, text) as perception:
         perception = replace(perception, terms=tuple(terms or perception.terms))
         if "visual" in perception.available_terms:
             pixel_error = _pixel_error(perception, config, prepared, blocks, progress)
@@ -206,10 +205,14 @@ def evidence_of(
     span: Span,
     blocks: Blocks | None,
     progress: bool,
+    part: Part = "train",
 ) -> Iterator[FrameEvidence]:
-    """The evidence of each frame of a span, by the runtime's own stream."""
+    """The evidence of each frame of a span, by the runtime's own stream.
+
+    `part` of the data set is where captions that were made elsewhere are looked up.
+    """
     if config.semantics.captions is not None:
-        path = find_captions(Path(config.semantics.captions), video.name, "train")
+        path = find_captions(Path(config.semantics.captions), video.name, part)
         captioner: Captioner = CachedCaptioner(path)
         perception = replace(perception, captioner=captioner)
     stream = open_stream(perception)

@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 
 from sfn_rt.datasets import Video
 from sfn_rt.exceptions import DataError
-from sfn_rt.semantics.cached import CaptionFile, CaptionSource, find_captions
+from sfn_rt.semantics.cached import CaptionFile, CaptionSource, Part, find_captions
 from sfn_train.captions.cache import encoder_sha256, read_embeddings
 from sfn_train.config import Config
 from sfn_train.text import TextModel
 
 
-def read_captions(videos: Iterable[Video], config: Config) -> dict[str, CaptionFile]:
-    """The caption file of each training video, by its name; none where the scene is described."""
+def read_captions(
+    videos: Iterable[Video], config: Config, part: Part = "train"
+) -> dict[str, CaptionFile]:
+    """The caption file of each video, by its name; none where the scene is described."""
     folder = config.semantics.captions
     if folder is None or not config.model.use_text:
         return {}
-    places = {video.name: find_captions(Path(folder), video.name, "train") for video in videos}
+    places = {video.name: find_captions(Path(folder), video.name, part) for video in videos}
     return {name: CaptionFile.read(place) for name, place in places.items()}
 
 

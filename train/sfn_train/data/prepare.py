@@ -199,6 +199,7 @@ def prepare_test(
     They pass the scene analysis as on the device, with the background of the normal footage.
     """
     store = _Store(cache)
+    check_captions(read_captions(dataset.test, config, "test"), dataset.test, config, store.sha256)
     test = replace(dataset, train=dataset.test)  # a plan is of the videos it is to stream
     plan = _Plan.make(test, config, store)
     if plan.notes:
