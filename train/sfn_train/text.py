@@ -7,13 +7,10 @@ tanh, which transformers calls pooler_output and sup-SimCSE was trained with; `c
 it out.
 """
 
-import contextlib
-import importlib
 import importlib.util
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch.nn.functional as F
@@ -77,7 +74,7 @@ class TextModel:
         self._loaded: SentenceTransformer | None = None
 
     @classmethod
-    def of(cls, settings: "SemanticsConfig") -> "TextModel":
+    def of(cls, settings: "SemanticsConfig") -> Self:
         """The encoder that the settings name."""
         folder = None if settings.text is None else Path(settings.text)
         return cls(folder, settings.pooling)
@@ -193,18 +190,3 @@ def default_folder() -> Path:
             "semantics.text to a sentence-transformers folder"
         )
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Loading weights needs no progress bar and no report of unused keys."""
-    hf: Any = importlib.import_module("transformers.utils.logging")  # untyped
-    bar, level = hf.is_progress_bar_enabled(), hf.get_verbosity()
-    hf.disable_progress_bar()
-    hf.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        hf.set_verbosity(level)
-        if bar:
-            hf.enable_progress_bar()
