@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sfn_rt.exceptions import DataError
 from sfn_train.weights.folder import CONFIG, CONVERT, Kind, kind_of, list_tensors
+from sfn_train.weights.quiet import quiet
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -154,7 +155,7 @@ class TextModel:
         if self._loaded is None:
             from sentence_transformers import SentenceTransformer  # slow to import
 
-            with quiet_loading():
+            with quiet():
                 if self._plain:
                     self._loaded = SentenceTransformer(modules=self._modules(), device="cpu").eval()
                 else:

@@ -40,6 +40,7 @@ from sfn_train.weights.internvl import (
     expected_shapes,
     stored_name,
 )
+from sfn_train.weights.quiet import quiet
 from sfn_train.weights.tokenizer import load_tokenizer, token_id
 
 SENTENCE = "Two people walk along a path."
@@ -67,10 +68,11 @@ def check_weights(name: str, *, deep: bool = False) -> list[Finding]:
         folder = transformer_folder(folder)
     entries = list_tensors(folder)
     found = [Finding("kind", str(kind))]
-    if kind == Kind.INTERNVL:
-        found += _check_internvl(folder, entries, deep)
-    else:
-        found += _check_encoder(folder, entries, find_folder(name), kind)
+    with quiet():
+        if kind == Kind.INTERNVL:
+            found += _check_internvl(folder, entries, deep)
+        else:
+            found += _check_encoder(folder, entries, find_folder(name), kind)
     files = {entry.file for entry in entries.values()} | {folder / CONFIG}
     return found + [Finding("sha256", f"{d}  {file}") for file, d in hash_files(files).items()]
 

@@ -8,6 +8,7 @@ and a vocabulary. Tensors keep their values and types; no more than one written 
 import json
 import pickle
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from sfn_train.weights.internvl import (
     map_remote,
     native_config,
 )
+from sfn_train.weights.quiet import quiet
 from sfn_train.weights.tokenizer import TOKENIZER_FILES, load_tokenizer, token_id
 
 SHARD_BYTES = 500_000_000  # of one written file: what is in memory at a time
@@ -83,7 +85,7 @@ def convert(name: str, out: Path) -> Converted:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists and is not empty; choose another --out")
     with OutputFolder(out) as written:
-        with output_errors(out):
+        with output_errors(out), quiet():
             n_tensors = make(folder, written.files)
         files = [file for file in written.files.iterdir() if file.suffix == ".safetensors"]
         hashes = hash_files(files)
@@ -165,7 +167,9 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise DataError(f"{file.parent} holds neither {SINGLE} nor {PICKLED}; download it again")
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's version
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise DataError(
             f"{file} holds more than tensors, which could be code; it is not loaded. Look for a "
