@@ -12,7 +12,9 @@ from sfn_rt.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, prepro
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 SHAPES = [
-    pytest.param((240, 360), (448, 448), id="grow"),
+    pytest.param((240, 360), (448, 448), id="grow"),  # Ped2 into the paper's square
+    pytest.param((360, 640), (448, 448), id="grow-and-shrink"),  # Avenue
+    pytest.param((480, 856), (448, 448), id="shrink-to-square"),  # ShanghaiTech
     pytest.param((432, 768), (160, 256), id="shrink"),
     pytest.param((1080, 100), (56, 300), id="shrink-and-grow"),
     pytest.param((13, 17), (13, 40), id="one-axis"),
@@ -88,6 +90,17 @@ def test_normalises_each_channel_and_keeps_rgb_order(resize):
     np.testing.assert_allclose(
         actual, np.broadcast_to(expected[:, None, None], (3, 16, 24)), atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(240, 360), (360, 640)])
+def test_the_papers_input_equals_pils_within_1e_5(height, width):
+    image = noise(height, width)
+    actual = preprocess(image, Preprocessing(height=448, width=448, resize="bicubic"))
+    for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
+        plane = Image.fromarray(image[:, :, channel].astype(np.float32))
+        resized = np.asarray(plane.resize((448, 448), Image.Resampling.BICUBIC), dtype=np.float64)
+        expected = (resized / 255 - mean) / std
+        np.testing.assert_allclose(actual[channel], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("resize", ["area", "bicubic"])

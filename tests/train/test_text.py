@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, BertModel
 
 from sfn_rt.exceptions import DataError
 from sfn_rt.semantics.text_encoder import TextEncoder
+from sfn_train.config import SemanticsConfig
 from sfn_train.model import SFN
 from sfn_train.text import TextModel, default_folder
 from sfn_train.torch_backend import TorchBackend
+from sfn_train.weights.convert import convert
+from tiny_weights import make_bert
 
 SENTENCES = ["One small thing walks left.", "A large thing is fast.", "", "nothing moves " * 40]
 
@@ -100,3 +104,70 @@ def test_pooling_that_cannot_be_exported_is_refused(editable: Path) -> None:
 def test_a_folder_that_is_no_encoder_is_refused_before_anything_loads(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"modules\.json does not exist"):
         TextModel(tmp_path)
+
+
+# ---------------------------------------------------------- a plain BERT: sup-SimCSE's layout
+
+SAID = ["Two people walk along.", "one man is riding a bicycle, left?", "", "walk " * 100]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bert(tmp_path_factory.mktemp("bert"), tokenizer_json=True)
+
+
+def transformers_outputs(folder: Path) -> dict[str, torch.Tensor]:
+    """What transformers itself makes of SAID, by the name of the pooling."""
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        SAID, return_tensors="pt", padding=True, truncation=True, max_length=64
+    )
+    with torch.inference_mode():
+        out = BertModel.from_pretrained(folder).eval()(**tokens)
+    mask = tokens["attention_mask"].unsqueeze(-1)
+    mean = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
+    return {"pooler": out.pooler_output, "cls": out.last_hidden_state[:, 0], "mean": mean}
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "cls", "mean"])
+def test_a_plain_bert_is_pooled_as_the_setting_says_on_every_path(
+    plain: Path, pooling: str, model: SFN
+) -> None:
+    text = TextModel.of(SemanticsConfig(text=str(plain), pooling=pooling))
+    outputs = transformers_outputs(plain)
+    expected = torch.nn.functional.normalize(outputs.pop(pooling), dim=-1).numpy()
+    encoder = TextEncoder(TorchBackend(model, text), text.tokenizer_json, text.max_tokens)
+    for embeddings in (text.encode(SAID), encoder.encode(SAID)):  # workshop; device's path
+        assert (embeddings * expected).sum(axis=1).min() >= 0.99999
+    for other in outputs.values():  # and the three are told apart
+        wrong = torch.nn.functional.normalize(other, dim=-1).numpy()
+        assert (embeddings * wrong).sum(axis=1).min() < 0.99
+
+
+def test_a_plain_bert_without_a_stated_pooling_is_refused(plain: Path) -> None:
+    with pytest.raises(DataError, match=r"set semantics\.pooling to pooler, cls, mean \(sup-SimC"):
+        TextModel(plain)
+    with pytest.raises(DataError, match="pooling max is none of pooler, cls, mean"):
+        TextModel(plain, "max")
+    with pytest.raises(DataError, match=r"states its own pooling in modules\.json"):
+        TextModel(default_folder(), "pooler")
+    with pytest.raises(ValueError, match="pooling is of the plain BERT folder"):
+        SemanticsConfig(pooling="pooler")
+
+
+def test_a_plain_folder_that_cannot_be_used_is_refused(plain: Path, tmp_path: Path) -> None:
+    pickled = make_bert(tmp_path / "pickled", pickled=True, tokenizer_json=True)
+    with pytest.raises(DataError, match=r"as a pickle \(pytorch_model\.bin\).*weights convert"):
+        TextModel(pickled, "pooler")
+    slow = make_bert(tmp_path / "slow")
+    with pytest.raises(DataError, match=r"tokenizer\.json does not exist.*weights convert"):
+        TextModel(slow, "pooler")
+    (slow / "config.json").write_text('{"model_type": "internvl"}')
+    with pytest.raises(DataError, match="a sentence encoder is a BERT"):
+        TextModel(slow, "pooler")
+
+
+def test_a_converted_pickle_embeds_as_the_original(plain: Path, tmp_path: Path) -> None:
+    pickled = make_bert(tmp_path / "pickled", pickled=True)
+    convert(str(pickled), tmp_path / "new")
+    expected = TextModel(plain, "pooler").encode(SAID)
+    np.testing.assert_array_equal(TextModel(tmp_path / "new", "pooler").encode(SAID), expected)
