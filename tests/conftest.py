@@ -217,11 +217,12 @@ def dual_bundle(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path
     )
     from sfn_rt.evidence import Perception
     from sfn_rt.frames import open_source
-    from sfn_rt.normal import SceneModel, thumbnail
+    from sfn_rt.normal import NormalFootage, SceneModel, thumbnail
     from sfn_rt.prediction_error import VisualConfig
     from sfn_rt.preprocess import Preprocessing
+    from sfn_rt.scores import Tail, causal_scores
     from sfn_rt.streams import open_stream
-    from sfn_train.statistics import fit_normal
+    from sfn_rt.threshold import fit_threshold
 
     size = (20, 30)
     backend = MeanOfClip(*size)
@@ -263,10 +264,14 @@ def dual_bundle(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path
     evidence = []
     for frames in footage:
         stream = open_stream(perception)
-        evidence.append([*stream.predict(stream.look(frames)), *stream.finish()])
-    normal = fit_normal(scene, ("visual",), evidence, 25.0)
+        rows = [row for row in stream.predict(stream.look(frames)) if row.terms]
+        evidence.append({"visual": np.array([row.terms["visual"] for row in rows])})
+    tails = {"visual": Tail.fit(np.concatenate([column["visual"] for column in evidence]))}
+    scores = [causal_scores(column, tails) for column in evidence]
+    thresholds = {("visual",): fit_threshold(scores, 25.0, 1.0)}
+    normal = NormalFootage(scene, tails, thresholds, heat_scale=0.1)
     np.savez(folder / "normal.npz", **normal.to_arrays())
-    threshold = normal.thresholds[("visual",)]
+    (threshold,) = thresholds.values()
     (spec,) = backend.parts.values()
     write_manifest(
         folder,

@@ -140,7 +140,7 @@ def usable_spans(prepared: Prepared, spans: Sequence[Span], run_length: int) -> 
 
 def spread_runs(spans: Sequence[Span], run_length: int, clips: int, most: int) -> list[Place]:
     """At most `most` runs spread evenly over the spans, always the same ones."""
-    places = [
+    places: list[Place] = [
         (span.video, start)
         for span in spans
         for start in range(span.start, span.stop - run_length + 1, clips)
