@@ -535,13 +535,22 @@ def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_jobs_find_what_one_process_finds(arguments: list[object], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_jobs_find_what_one_process_finds(
+    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (branches,) = read_tables("branches")
+    without_text = tuple(row for row in branches.rows if "use_text=false" in str(row.changes))
+    few = replace(branches, rows=without_text, full="vision + motion")
+    monkeypatch.setattr(runner, "read_tables", lambda asked: (few,))
     arguments = [*arguments, "--seeds", "0"]
     alone = invoke(*arguments)
     assert alone.exit_code == 0, alone.output
     shared = invoke(*arguments, "--out", tmp_path / "shared", "--jobs", "2")
     assert shared.exit_code == 0, shared.output
-    for file in (tmp_path / "ablation" / "trials").iterdir():
+    files = sorted((tmp_path / "ablation" / "trials").iterdir())
+    assert len(files) == 2
+    for file in files:
         one = json.loads(file.read_text())
         two = json.loads((tmp_path / "shared" / "trials" / file.name).read_text())
         assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)

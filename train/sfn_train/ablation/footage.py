@@ -20,6 +20,7 @@ from sfn_rt.evidence import Looked
 from sfn_rt.exceptions import DataError
 from sfn_rt.frames import Frame, frame_files
 from sfn_rt.scores import PUBLISHED, PaperConstants
+from sfn_train.captions.known import KnownSentences, open_text, read_captions
 from sfn_train.config import Config
 from sfn_train.data.prepare import Footage, Prepared, Say, prepare, prepare_test
 from sfn_train.data.split import Span
@@ -32,8 +33,8 @@ NO_IMAGE = np.empty((0, 0, 3), np.uint8)  # a frame's own picture is not looked 
 class RememberingText(TextModel):
     """The sentence encoder, asked once for each sentence of all rows."""
 
-    def __init__(self, folder: Path | None) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path | None, pooling: str | None) -> None:
+        super().__init__(folder, pooling)
         self._known: dict[str, NDArray[np.float32]] = {}
 
     def learn(self, sentences: Sequence[str], embeddings: NDArray[np.float32]) -> None:
@@ -55,7 +56,7 @@ class View:
 
     prepared: Prepared
     test: tuple[Footage, ...]
-    text: RememberingText | None
+    text: RememberingText | KnownSentences | None
 
 
 class Material:
@@ -67,7 +68,7 @@ class Material:
         self.dataset = _labelled(open_dataset(data, fps=fps))
         self._cache, self._say, self._progress = cache, say, progress
         self._views: dict[str, View] = {}
-        self._texts: dict[str | None, RememberingText] = {}
+        self._texts: dict[tuple[str | None, str | None], RememberingText] = {}
 
     @property
     def constants_name(self) -> str:
@@ -119,14 +120,19 @@ class Material:
         """(T,) evidence of every no-model baseline, by baseline and test video."""
         return measure_baselines(self.dataset, self.dataset.test)
 
-    def _text(self, config: Config, prepared: Prepared) -> RememberingText:
-        folder = config.semantics.text
-        if folder not in self._texts:
-            text = RememberingText(None if folder is None else Path(folder))
-            text.module()  # loads it, so that no row's time does
-            self._texts[folder] = text
-        self._texts[folder].learn(prepared.sentences, prepared.embeddings)
-        return self._texts[folder]
+    def _text(self, config: Config, prepared: Prepared) -> RememberingText | KnownSentences:
+        """What embeds sentences: as in training, but for remembering them."""
+        train = read_captions(self.dataset.train, config)
+        test = read_captions(self.dataset.test, config, "test")
+        found, _ = open_text(config, [*train.values(), *test.values()])
+        if isinstance(found, KnownSentences):
+            return found
+        key = (config.semantics.text, config.semantics.pooling)
+        if key not in self._texts:
+            self._texts[key] = RememberingText.of(config.semantics)
+            self._texts[key].module()  # loads it, so that no row's time does
+        self._texts[key].learn(prepared.sentences, prepared.embeddings)
+        return self._texts[key]
 
 
 def cached_blocks(video: Footage, span: Span) -> Iterator[Looked]:

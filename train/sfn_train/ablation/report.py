@@ -188,8 +188,8 @@ def _facts(report: Report) -> Iterator[str]:
 
 def markdown(report: Report, command: str) -> str:
     """The page docs/ablations.md."""
-    lines = [line for _, rows in report.tables for line in rows]
-    threads = sorted({str(trial.threads) for line in lines for trial in line.trials})
+    trials = [trial for _, lines in report.tables for line in lines for trial in line.trials]
+    threads = sorted({str(trial.threads) for trial in trials})
     sentence = against_memory(report)
     parts = [
         "# Ablations",

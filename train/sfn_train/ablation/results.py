@@ -63,6 +63,11 @@ class Results:
 
     def settings(self) -> dict[str, Any]:
         """What the folder's trials were made with."""
+        if not (self.out / SETTINGS).exists():
+            raise RunError(
+                f"{self.out} holds no results of ablations ({SETTINGS} is not there); give the "
+                f"--out of an earlier command, or leave out --report"
+            )
         return self._read(self.out / SETTINGS)
 
     @contextmanager

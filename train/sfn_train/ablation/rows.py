@@ -13,6 +13,7 @@ import yaml
 from sfn_rt.scores import PAPER_TERMS
 from sfn_train.config import Config, read_config
 from sfn_train.exceptions import ConfigError
+from sfn_train.statistics import learned_terms
 
 ALL = "all"
 
@@ -87,9 +88,8 @@ class Base:
 
 def scored_terms(config: Config) -> tuple[str, ...]:
     """The paper's terms that this model is trained to give."""
-    semantic = config.sfn.use_text and config.train.loss.text > 0
-    there = {"visual": config.sfn.has_picture, "semantic": semantic}
-    return tuple(term for term in PAPER_TERMS if there[term])
+    there = {"visual": config.sfn.has_picture, "semantic": config.sfn.use_text}
+    return learned_terms(config, [term for term in PAPER_TERMS if there[term]])
 
 
 def says(config: Config, full: Config) -> str:

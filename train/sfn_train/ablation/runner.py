@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -181,9 +182,18 @@ def _pool(request: Request) -> Iterator[ProcessPoolExecutor]:
 def _start(data: Path, cache: Path, fps: float | None, threads: int) -> None:
     global _shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     _shared = Material(data, cache, fps=fps, say=_silent, progress=False)
+
+
+def _end_with_parent() -> None:
+    """A process that asked and was killed leaves nobody to work for."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(config_yaml: str) -> Trial:

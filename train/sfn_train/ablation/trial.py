@@ -156,7 +156,7 @@ def evidence(network: nn.Module, config: Config, view: View) -> tuple[Columns, M
     """Evidence (T,) of each term and test video, and the tails of held-out normal footage."""
     terms = scored_terms(config)
     run = fit_statistics(
-        Run(Path(), config, network, {}, {}),  # type: ignore[arg-type]
+        Run(Path(), config, network, {}, {}),
         view.prepared,
         blocks=cached_blocks,
         text=view.text,
@@ -171,7 +171,7 @@ def evidence(network: nn.Module, config: Config, view: View) -> tuple[Columns, M
         perception = replace(perception, terms=terms)
         for video in view.test:
             span = Span(0, 0, video.n_frames)
-            rows = list(evidence_of(perception, config, video, span, cached_blocks, False))
+            rows = list(evidence_of(perception, config, video, span, cached_blocks, False, "test"))
             columns.append({t: np.array([r.terms.get(t, nan) for r in rows]) for t in terms})
     return columns, normal.tails
 
