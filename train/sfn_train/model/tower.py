@@ -50,11 +50,12 @@ class VisionTower(nn.Module):
         self.model = model.requires_grad_(False)
         self.name, self.files = name, dict(files)  # file -> sha256, of all that was read
         self._prefix = ""  # of its keys in the network around it
-        config = model.config
+        config: Any = model.config
         self.width = int(config.hidden_size)
         self.patch, self.image_size = int(config.patch_size[0]), int(config.image_size[0])
-        self.register_load_state_dict_pre_hook(_remember_prefix)
-        self.register_load_state_dict_post_hook(_forgive_absence)
+        untyped: Any = self
+        untyped.register_load_state_dict_pre_hook(_remember_prefix)
+        untyped.register_load_state_dict_post_hook(_forgive_absence)
         self.eval()
 
     @classmethod
@@ -110,7 +111,7 @@ class VisionTower(nn.Module):
         return {} if given is None else given
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        nn.Module._apply(self, fn, recurse)
         for parameter in self.model.parameters():
             kind = torch.bfloat16 if parameter.device.type == "cuda" else torch.float32
             parameter.data = parameter.data.to(kind)
@@ -174,7 +175,8 @@ def read_vision_config(folder: Path) -> InternVLVisionConfig:
     if not isinstance(raw, dict):
         raise DataError(f"{folder / CONFIG} has no vision_config; download it again")
     try:
-        config = InternVLVisionConfig(**raw, attn_implementation="sdpa")
+        values: dict[str, Any] = raw | {"attn_implementation": "sdpa"}
+        config = InternVLVisionConfig(**values)
     except Exception as error:  # transformers raises kinds of its own for each sort of nonsense
         reason = " ".join(str(error).split())
         raise DataError(f"{folder / CONFIG}: vision_config cannot be used ({reason})") from None

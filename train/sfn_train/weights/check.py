@@ -88,7 +88,7 @@ def _check_internvl(folder: Path, entries: Mapping[str, Entry], deep: bool) -> l
     compare_shapes(shapes, drop_tied(expected_shapes(config, folder), shapes, config), folder)
     found = [_types(entries), _finite(entries, folder)]
     tokenizer = load_tokenizer(folder)
-    n_embeddings = int(config.text_config.vocab_size)
+    n_embeddings = shapes["language_model.model.embed_tokens.weight"][0]
     number = token_id(tokenizer, IMAGE_TOKEN, folder)
     if len(tokenizer) > n_embeddings or config.image_token_id != number:
         raise DataError(
@@ -109,7 +109,7 @@ def _check_internvl(folder: Path, entries: Mapping[str, Entry], deep: bool) -> l
     with torch.inference_mode():
         hidden, embedded = tower(frame)
     _refuse_nan("the vision tower's output for a random picture", hidden, embedded, folder=folder)
-    vision = config.vision_config
+    vision: Any = config.vision_config
     found += [
         Finding(
             "tower",
@@ -187,14 +187,14 @@ def _generate(folder: Path, config: Any, tokenizer: Any, frame: torch.Tensor) ->
     """A few tokens about the picture from the whole model."""
     from transformers import InternVLForConditionalGeneration
 
-    model = InternVLForConditionalGeneration.from_pretrained(
+    model: Any = InternVLForConditionalGeneration.from_pretrained(
         str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
-    ).eval()
+    )
     prompt = f"<img>{IMAGE_TOKEN * config.image_seq_length}</img>\nDescribe the scene."
     encoded = tokenizer(prompt, return_tensors="pt")
     began = time.perf_counter()
     with torch.inference_mode():
-        made = model.generate(
+        made = model.eval().generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
             pixel_values=frame,

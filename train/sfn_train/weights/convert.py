@@ -108,10 +108,11 @@ def _convert_internvl(folder: Path, out: Path) -> int:
     ((config.dtype, _),) = Counter(TYPES[e.dtype] for e in entries.values()).most_common(1)
     found = {name: _shape(source, entries) for name, source in sources.items()}
     compare_shapes(found, drop_tied(expected_shapes(config, folder), found, config), folder)
-    if len(tokenizer) > config.text_config.vocab_size:
+    n_embeddings = found["language_model.model.embed_tokens.weight"][0]
+    if len(tokenizer) > n_embeddings:
         raise DataError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens, more than the "
-            f"{config.text_config.vocab_size} embeddings; the two are not of one model"
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens, more than the {n_embeddings} "
+            f"embeddings; the two are not of one model"
         )
     (out / CONFIG).unlink()
     config.save_pretrained(out)
