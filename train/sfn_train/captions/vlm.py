@@ -19,7 +19,6 @@ from torch import Tensor
 from sfn_rt.exceptions import DataError
 from sfn_rt.frames import Image
 from sfn_rt.preprocess import Preprocessing, preprocess
-from sfn_train.text import quiet_loading
 from sfn_train.weights.folder import (
     CONFIG,
     CONVERT,
@@ -38,6 +37,7 @@ from sfn_train.weights.internvl import (
     expected_shapes,
     stored_name,
 )
+from sfn_train.weights.quiet import quiet
 from sfn_train.weights.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 FRAMES = 4  # T
@@ -96,10 +96,10 @@ class Vlm:
     ) -> None:
         from transformers import GenerationConfig, InternVLForConditionalGeneration
 
-        self.tile = read_tile(folder)
+        self.folder, self.tile = folder, read_tile(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with quiet_loading():
+        with quiet():
             model = InternVLForConditionalGeneration.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, dtype=dtype
             )
@@ -134,7 +134,7 @@ class Vlm:
                         f"the memory of {self.device} does not hold one clip at {self.max_tokens} "
                         f"tokens; lower --max-tokens, or use a GPU with more memory"
                     ) from None
-            self.most = len(part) // 2
+            self.most = (len(part) + 1) // 2
             torch.cuda.empty_cache()  # outside of `except`, which keeps the failed tensors alive
         return said
 
