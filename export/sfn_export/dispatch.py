@@ -29,7 +29,7 @@ from sfn_train.model.sfn import Decoder
 
 Form = Literal["fastest", "dispatch", "dense"]
 FASTEST: Form = "fastest"  # of the two, by the size of the filters
-# Products a token that the dense form may cost. In ONNX Runtime on one CPU core (benchmarks/sffm.py)
+# Products a token that the dense form may cost. On one CPU core (benchmarks/sffm.py, ONNX Runtime)
 # dense is 1.0 to 1.5 times as fast as dispatch at the edge profile's 2**14, the two are equal at
 # paper_ped2's 2**17, and dispatch is 2.1 times as fast at paper_shanghaitech's 2**18 and 3.1 times
 # at paper_avenue's 3 * 2**20.

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfn_export.exceptions import ExportError
 from sfn_rt import __version__
@@ -29,7 +29,11 @@ from sfn_rt.semantics.text_encoder import load_tokenizer
 from sfn_rt.sinks.files import output_errors
 from sfn_train.checkpoint import NORMAL, Run
 from sfn_train.config import Config
+from sfn_train.sources import tower_of
 from sfn_train.text import TextModel
+
+if TYPE_CHECKING:
+    from sfn_train.model.tower import VisionTower
 
 TOKENIZER = "tokenizer.json"
 TRAINED = "trained by the bundle's maker; the training data's terms apply"
@@ -112,7 +116,7 @@ def pack(
             n_frames=_info(run, "n_frames"),
             seed=config.train.seed,
             config_sha256=config.fingerprint(),
-            licences=licences(specs, text),
+            licences=licences(specs, text, tower_of(run.model)),
         ),
     )
     return write_manifest(folder, manifest)
@@ -145,16 +149,23 @@ def score_settings(run: Run) -> ScoreSettings:
     )
 
 
-def licences(specs: Mapping[str, PartSpec], text: TextModel | None) -> dict[str, str]:
+def licences(
+    specs: Mapping[str, PartSpec], text: TextModel | None, tower: "VisionTower | None"
+) -> dict[str, str]:
     """Licence of everything a bundle redistributes."""
     found = {part: TRAINED for part in specs if part != "text"}
+    if tower is not None:
+        folder = Path(tower.name)
+        found["appearance"] = (
+            f"vision tower {folder.name}: {stated_licence(folder)}; else {TRAINED}"
+        )
     if text is not None:
-        found["text"] = found["tokenizer"] = f"{text.name}: {text_licence(text.folder)}"
+        found["text"] = found["tokenizer"] = f"{text.name}: {stated_licence(text.folder)}"
     return found
 
 
-def text_licence(folder: Path) -> str:
-    """The licence that a sentence-transformers folder states on its model card."""
+def stated_licence(folder: Path) -> str:
+    """The licence that a folder of weights states on its model card."""
     card = folder / "README.md"
     stated = None
     if card.is_file():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sfn_export.exceptions import ExportError
-from sfn_export.pack import bundle_folder, pack, text_licence
+from sfn_export.pack import bundle_folder, pack, stated_licence
 from sfn_rt.bundle import MANIFEST, load_bundle
 from sfn_rt.exceptions import OutputError
 from sfn_train.checkpoint import Run, load_run
@@ -37,7 +37,7 @@ def test_bundle_names_licences_and_no_paths(tiny_bundle: Path, tiny_data: Path) 
 
 
 def test_unstated_licence_is_said(tmp_path: Path) -> None:
-    assert text_licence(tmp_path) == f"not stated in {tmp_path.name}"
+    assert stated_licence(tmp_path) == f"not stated in {tmp_path.name}"
 
 
 def test_nothing_appears_when_export_stops(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ recorded in it, and another tower in its place is refused.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,6 +17,9 @@ from sfn_train.captions.known import open_text, read_captions
 from sfn_train.config import Config
 from sfn_train.exceptions import RunError
 from sfn_train.model import SFN, ModelConfig
+
+if TYPE_CHECKING:
+    from sfn_train.model.tower import VisionTower
 
 HOW = "docs/reproduction.md has the commands that make it"
 LOCAL = ("/", ".", "~")  # what a folder's name starts with, and no name of the hub does
@@ -57,16 +60,21 @@ def _folder(config: Config, setting: str, name: str) -> Path:
     return folder
 
 
-def tower_record(network: nn.Module) -> dict[str, str] | None:
-    """Name and sha256 of the frozen tower, for run.json; None without one."""
+def tower_of(network: nn.Module) -> "VisionTower | None":
+    """The frozen tower inside a network, None without one."""
     if not isinstance(network, SFN) or network.config.tower is None:
         return None
     from sfn_train.model.tower import VisionTower
 
     assert network.appearance is not None
-    tower = network.appearance.vit
-    assert isinstance(tower, VisionTower)
-    return {"name": tower.name, "sha256": tower.fingerprint}
+    assert isinstance(network.appearance.vit, VisionTower)
+    return network.appearance.vit
+
+
+def tower_record(network: nn.Module) -> dict[str, str] | None:
+    """Name and sha256 of the frozen tower, for run.json; None without one."""
+    tower = tower_of(network)
+    return None if tower is None else {"name": tower.name, "sha256": tower.fingerprint}
 
 
 def check_tower(network: nn.Module, recorded: Mapping[str, Any], source: Path) -> None:
