@@ -1,5 +1,6 @@
 import json
 import subprocess
+from pathlib import Path
 
 import onnx
 import pytest
@@ -88,6 +89,19 @@ def test_the_driver(
 def test_no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.probe_driver().state == "absent"
+
+
+def test_a_bundle_is_looked_at_but_decides_nothing(dual_bundle: Path, tmp_path: Path) -> None:
+    found = doctor.probe_bundle(dual_bundle)
+    assert (found.state, found.detail) == (
+        "works",
+        f"{dual_bundle} holds dual-memory, profile mean",
+    )
+    assert doctor.probe_bundle(None).state == "absent"
+    broken = doctor.probe_bundle(tmp_path)
+    assert broken.state == "broken"
+    assert "manifest.json does not exist" in broken.detail
+    assert diagnose(tmp_path).can_score
 
 
 def test_scoring_needs_a_backend_and_video() -> None:

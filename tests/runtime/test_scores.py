@@ -14,7 +14,9 @@ from sfn_rt.scores import (
     causal_scores,
     minmax,
     moving_average,
+    paper_constants,
     paper_scores,
+    scored_span,
     smooth_gaussian,
 )
 
@@ -63,6 +65,37 @@ def test_paper_scores_leave_out_absent_terms_and_skip_minmax_where_told():
 def test_paper_scores_of_a_grey_video_are_zero_not_nan():
     scores = paper_scores({"visual": warm_up(np.zeros(20))}, PUBLISHED["default"])
     np.testing.assert_array_equal(scores[4:], np.zeros(20))
+
+
+def test_frames_at_both_ends_may_be_unscored():
+    rng = np.random.default_rng(0)
+    visual = np.r_[[NAN] * 8, rng.random(30), [NAN] * 7]
+    assert scored_span({"visual": visual}) == slice(8, 38)
+    assert scored_span({"visual": np.full(5, NAN)}) == slice(5, 5)
+    scores = paper_scores({"visual": visual}, PUBLISHED["dual-memory"])
+    np.testing.assert_array_equal(scores[8:38], minmax(visual[8:38]))
+    assert np.isnan(scores[:8]).all()
+    assert np.isnan(scores[38:]).all()
+    tails = {"visual": Tail.fit(rng.random(500))}
+    np.testing.assert_array_equal(
+        np.isfinite(causal_scores({"visual": visual}, tails)), np.isfinite(visual)
+    )
+
+
+def test_terms_together_are_scored_where_all_have_a_value():
+    rng = np.random.default_rng(0)
+    visual, semantic = rng.random((2, 20))
+    visual[:3] = semantic[-2:] = NAN
+    assert scored_span({"visual": visual, "semantic": semantic}) == slice(3, 18)
+
+
+def test_a_system_of_its_own_has_its_own_constants_whatever_the_data():
+    assert paper_constants("dual-memory", "ped2") == ("dual-memory", PUBLISHED["dual-memory"])
+    assert paper_constants("sfn-vad", "ped2") == ("ped2", PUBLISHED["ped2"])
+    assert paper_constants("sfn-vad") == ("default", PUBLISHED["default"])
+    assert PUBLISHED["avenue"].text() == (
+        "visual 0.9, semantic 0.1, attribute 0.144765, sigma 4, no min-max"
+    )
 
 
 @pytest.mark.parametrize(
