@@ -167,3 +167,16 @@ def test_the_anomaly_memory_takes_no_part_in_the_score(
         assert torch.equal(settled.error(clips), before)
         settled.normal.slots.add_(1.0)
         assert not torch.allclose(settled.error(clips), before)
+
+
+def test_an_untrained_network_neither_fades_nor_explodes() -> None:
+    torch.manual_seed(0)
+    small = read_config("dual_memory_small").model
+    assert isinstance(small, DualMemoryConfig)
+    network = DualMemory(replace(small, frame_height=32, frame_width=32)).eval()
+    pictures = torch.rand(1, 16, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        levels = network.encode(network.standardise(pictures))
+        picture = network(pictures).picture
+    assert all(0.02 < level.square().mean().sqrt() < 2 for level in levels)
+    assert 0.002 < picture.std() < 2  # 1e-6 with the default of torch

@@ -12,6 +12,7 @@ passes the normal memory, one that is marked as a pseudo-anomaly the other: clip
 Axes: B clips, T = 16 frames, H and W pixels, C channels, Q places of the bottleneck, S slots.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -137,17 +138,22 @@ def double(inner: int, outer: int) -> nn.Sequential:
 
 def conv(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
     """One convolution; its bias would be BatchNorm's."""
-    return nn.Sequential(
-        nn.Conv3d(inner, outer, 3, stride, padding=1, bias=False),
-        nn.BatchNorm3d(outer),
-        nn.ReLU(inplace=True),
-    )
+    layer = nn.Conv3d(inner, outer, 3, stride, padding=1, bias=False)
+    return normalised(layer, outer, taps=27 * inner)
 
 
 def expand(inner: int, outer: int) -> nn.Sequential:
     """Twice the frames, rows and columns."""
-    return nn.Sequential(
-        nn.ConvTranspose3d(inner, outer, 3, 2, padding=1, output_padding=1, bias=False),
-        nn.BatchNorm3d(outer),
-        nn.ReLU(inplace=True),
-    )
+    layer = nn.ConvTranspose3d(inner, outer, 3, 2, padding=1, output_padding=1, bias=False)
+    return normalised(layer, outer, taps=27 * inner / 8)  # of 8 places, 1 has an input
+
+
+def normalised(layer: nn.Module, width: int, taps: float) -> nn.Sequential:
+    """A convolution, BatchNorm and ReLU; `taps` is what a sum of the convolution adds up.
+
+    The weights are He's: with them the variance in front of BatchNorm is about the 1 that its
+    running statistics begin with, so the network scores sensibly after its first steps, too.
+    """
+    assert isinstance(layer.weight, nn.Parameter)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / taps))
+    return nn.Sequential(layer, nn.BatchNorm3d(width), nn.ReLU(inplace=True))
