@@ -502,7 +502,9 @@ def test_results_of_other_settings_are_not_mixed_in(
 
     told = invoke(*arguments, "--report")
     assert told.exit_code == 0
-    assert "are of other settings: code of sfn_train.losses" in told.stdout
+    assert (
+        "this checkout would make these results with other code of sfn_train.losses" in told.stdout
+    )
     forced = invoke(*arguments, "--force", "--steps", "1")
     assert forced.exit_code == 0
     assert "4 trials, 0 of them done before" in forced.stdout

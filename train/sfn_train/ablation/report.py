@@ -188,28 +188,15 @@ def _facts(report: Report) -> Iterator[str]:
 
 def markdown(report: Report, command: str) -> str:
     """The page docs/ablations.md."""
-    trials = [trial for _, lines in report.tables for line in lines for trial in line.trials]
-    threads = sorted({str(trial.threads) for trial in trials})
     sentence = against_memory(report)
     parts = [
         "# Ablations",
         f"Written by\n\n```text\n{command}\n```",
-        "\n".join(
-            [
-                f"- data: {report.data}, constants of the `paper` protocol: {report.constants}; "
-                f"`causal` uses nothing of the test set and nothing of the future",
-                f"- {report.base.steps} steps a trial from configuration `{report.base.config}`"
-                f"{''.join(f', `{c}`' for c in report.base.changes)}; seeds "
-                f"{', '.join(map(str, report.seeds))}",
-                f"- {report.machine}, {' or '.join(threads) or '?'} threads a trial; "
-                f"{_minutes(report.wall_s)} altogether",
-                *(f"- {note}" for note in report.remarks),
-            ]
-        ),
+        "\n".join(f"- {fact}" for fact in _page_facts(report)),
     ]
     if report.missing:
         parts.append(f"Unfinished: {report.missing} trials have not been run.")
-    parts += [_meaning()]
+    parts.append(MEANING)
     for table, lines in report.tables:
         parts.append(f"## {table.title}")
         if table.name == "memory" and sentence:
@@ -220,16 +207,44 @@ def markdown(report: Report, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _meaning() -> str:
-    return (
-        "Figures are frame-level AUC in % (micro, frames 0-3 of each video left out): the mean of "
-        "the seeds, and in brackets their spread, largest less smallest. `difference` is from the "
-        "last column's row named in bold: `none` where it is no larger than the larger of the two "
-        "spreads. A row is scored by the paper's terms that it is trained to give, each also shown "
-        "alone; the attribute term, which no network learns, takes no part. `published` is the "
-        "paper's figure on ShanghaiTech at full size: its order can be compared with the order "
-        "here, its height cannot."
+def _page_facts(report: Report) -> Iterator[str]:
+    base, config = report.base, report.base.plain()
+    changed = "".join(f", `{change}`" for change in base.changes)
+    yield (
+        f"{report.data}; the `paper` protocol takes the constants of {report.constants}, `causal` "
+        f"nothing of the test set and nothing of the future"
     )
+    yield (
+        f"configuration `{base.config}`{changed}; a short schedule of {base.steps} steps of "
+        f"{config.clips_per_step} clips, learning rate {config.train.learning_rate:g} "
+        f"({config.train.schedule}); seeds {', '.join(map(str, report.seeds))}"
+    )
+    yield (
+        f"visual evidence is `{config.visual.measure}`, captions are "
+        f"`{config.semantics.captioner}` every {config.semantics.stride} frames, as in a bundle of "
+        f"this configuration"
+    )
+    yield (
+        "frames, what moves in them, captions and their embeddings are cached and the same for all "
+        "rows; every trial trains its network from nothing"
+    )
+    trials = [trial for _, lines in report.tables for line in lines for trial in line.trials]
+    threads = sorted({str(trial.threads) for trial in trials})
+    yield (
+        f"{report.machine}, threads a trial: {' or '.join(threads) or '?'}; "
+        f"{_minutes(report.wall_s)} altogether"
+    )
+    yield from report.remarks
+
+
+MEANING = """\
+Figures are frame-level AUC in % (micro; frames 0-3 of each video left out): the mean of the seeds,
+in brackets their spread, largest less smallest. `difference` is from the row in bold: `none` where
+the means lie no further apart than the larger of the two spreads. A row is scored by the paper's
+terms that it is trained to give, each of which is also shown alone; the attribute term, which no
+network learns, takes no part. `published` is the paper's figure on ShanghaiTech at full size: the
+order of the rows can be compared with the order here, their height cannot. Seconds are of one
+trial."""
 
 
 def _markdown_table(table: Table, lines: Sequence[Line]) -> Iterator[str]:

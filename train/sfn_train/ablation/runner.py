@@ -92,9 +92,8 @@ def _settings(request: Request, material: Material) -> dict[str, object]:
 
 def _stale(results: Results, settings: Mapping[str, object]) -> Iterator[str]:
     """What a reader must know of results that this checkout would not make again."""
-    found = results.settings()
-    if differ := list(differences(found, settings)):
-        yield f"the results in {results.out} are of other settings: {'; '.join(differ)}"
+    if differ := list(differences(results.settings(), settings)):
+        yield f"this checkout would make these results with other {'; '.join(differ)}"
 
 
 def _run(
