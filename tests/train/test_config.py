@@ -61,6 +61,19 @@ def test_the_batch_of_a_step_is_told_in_clips() -> None:
     assert config.clips_per_step == 3 * 5 * 2 * 4
 
 
+def test_the_system_decides_the_settings_of_the_model() -> None:
+    config = read_config("dual_memory_small", ["model.slots=64", "model.pseudo_strides=[2, 3]"])
+    assert (config.system, config.model.observed, config.clips_per_run) == ("dual-memory", 16, 1)
+    assert "slots: 64" in config.to_yaml()
+    assert (config.preprocessing.mean, config.preprocessing.std) == ((0, 0, 0), (1, 1, 1))
+    with pytest.raises(ConfigError, match="needs a model of the system sfn-vad, got one of dual"):
+        _ = config.sfn
+    with pytest.raises(ConfigError, match="model has no setting 'slots'"):
+        read_config("edge", ["model.slots=64"])
+    with pytest.raises(ConfigError, match=r"must be above 15, as a clip of dual-memory takes 16"):
+        read_config("dual_memory_small", ["data.run_length=15"])
+
+
 def test_fingerprint_changes_with_any_setting() -> None:
     assert read_config("edge").fingerprint() == read_config("edge").fingerprint()
     changed = read_config("edge", ["semantics.scene.min_area=61"])
@@ -119,7 +132,7 @@ def test_mistaken_changes_are_refused(change: str, message: str) -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"no config 'egde': it is neither a file nor one of edge"
+        ConfigError, match=r"no config 'egde': it is neither a file nor one of .*, edge,"
     ):
         read_config("egde")
 

@@ -76,8 +76,8 @@ def train(
     except Interrupted:
         if is_first():
             typer.echo(
-                f"interrupted; everything is saved: repeat the command with --resume to continue, as "
-                f"in: python -m sfn_train train {data} --out {chosen} --resume",
+                f"interrupted; everything is saved: repeat the command with --resume to continue, "
+                f"as in: python -m sfn_train train {data} --out {chosen} --resume",
                 err=True,
             )
         raise typer.Exit(EXIT_INTERRUPTED) from None
