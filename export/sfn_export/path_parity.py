@@ -28,12 +28,20 @@ from sfn_rt.metrics import roc_auc
 from sfn_rt.model import Model, open_model
 from sfn_rt.pipeline import VideoRun
 from sfn_rt.scores import VideoScores
+from sfn_rt.semantics.cached import (
+    CachedCaptioner,
+    CaptionFile,
+    Part,
+    find_captions,
+    video_sha256,
+)
 from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
 
 MAX_SCORE = 1e-3  # a frame; scores have a normal range of about 0..1
 MAX_AUC = 1e-4  # 0.01 points
 MOST_VIDEOS = 3
+CAPTIONED: tuple[Part, ...] = ("test", "train")  # folders of a captioned data set
 Series = Mapping[str, Array]  # score -> (T,)
 
 
@@ -50,9 +58,12 @@ class PathReport:
     def text(self) -> str:
         """For people."""
         auc = "" if self.auc is None else f"; AUC {100 * self.auc:.4f} points"
+        routed = ""
+        if self.rerouted.tokens:
+            routed = f"; {self.rerouted.differ} of {self.rerouted.tokens} tokens routed otherwise"
         return (
-            f"real clips, {self.n_frames} frames: score {self.max_score:.1e} ({self.where}); "
-            f"{self.rerouted.differ} of {self.rerouted.tokens} tokens routed otherwise{auc}"
+            f"real clips, {self.n_frames} frames: score {self.max_score:.1e} ({self.where})"
+            f"{routed}{auc}"
         )
 
     def to_json(self) -> dict[str, object]:
@@ -93,10 +104,14 @@ def check_path(
     videos: Sequence[Video],
     *,
     frames: int,
+    captions: Path | None = None,
     fps: float | None = None,
     threads: int | None = None,
 ) -> PathReport:
-    """Score the first `frames` frames of each video twice and compare; raises on a miss."""
+    """Score the first `frames` frames of each video twice and compare; raises on a miss.
+
+    `captions` is the folder of those that the model was trained on.
+    """
     expected: dict[str, Series] = {}
     actual: dict[str, Series] = {}
     with open_model(bundle, threads=threads) as opened, open_backend(model, text) as torch_backend:
@@ -106,7 +121,8 @@ def check_path(
         if text is not None:
             theirs = replace(theirs, perception=replace(theirs.perception, text=text))
         for video in videos:
-            first, second = _score_twice(theirs, ours, video, frames, fps)
+            pair = (described(m, captions, video) for m in (theirs, ours))
+            first, second = _score_twice(*pair, video, frames, fps)
             expected[video.name], actual[video.name] = series_of(first), series_of(second)
     labels = {video.name: video.labels for video in videos if video.labels is not None}
     auc = auc_difference(expected, actual, labels)
@@ -124,6 +140,17 @@ def clips_of(data: Path, fps: float | None = None) -> tuple[Video, ...]:
 def with_backend(model: Model, backend: Backend) -> Model:
     """The same model computed by another backend."""
     return replace(model, perception=replace(model.perception, backend=backend))
+
+
+def described(model: Model, captions: Path | None, video: Video) -> Model:
+    """The model with the captions made for this video, where they are here; else it looks."""
+    for part in CAPTIONED:
+        if captions is not None and (path := find_captions(captions, video.name, part)).is_file():
+            file = CaptionFile.read(path)
+            if file.source is None or file.source.video == video_sha256(video.path):
+                captioner = CachedCaptioner(file)
+                return replace(model, perception=replace(model.perception, captioner=captioner))
+    return model
 
 
 def _score_twice(
