@@ -57,7 +57,8 @@ class Request:
         words += ["--config", base.config, "--steps", str(base.steps)]
         words += ["--seeds", ",".join(map(str, self.seeds)), "--jobs", str(self.jobs)]
         words += [word for change in base.changes for word in ("--set", change)]
-        words += ["--docs", self.docs.name] if self.docs is not None else []
+        if self.docs is not None:
+            words += ["--docs", self.docs.name if self.docs.is_absolute() else str(self.docs)]
         return shlex.join(words)
 
 
