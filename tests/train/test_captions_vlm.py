@@ -1,4 +1,4 @@
-"""The VLM: what transformers' own generate says of each clip alone, in batches and cut at the cap."""
+"""The VLM says what transformers' own generate says of each clip alone, in batches and cut."""
 
 import json
 import shutil
@@ -143,9 +143,7 @@ def test_more_clips_than_memory_holds_are_described_in_parts_and_alike(
     unit = Unit(0, tuple(range(N_CLIPS)), tuple(frames), tuple(CLIPS))
     first, second = OneProcess(vlm, told.append).run(iter([unit, unit]))
     assert first[1] == second[1] == whole
-    assert told == [
-        "note: out of GPU memory; going on with 2 clips at a time: --batch 2 fits"
-    ]
+    assert told == ["note: out of GPU memory; going on with 2 clips at a time: --batch 2 fits"]
 
 
 def test_one_clip_that_does_not_fit_ends_the_run(
@@ -168,11 +166,11 @@ def test_other_weights_are_refused_by_name(tmp_path: Path, copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["hidden_size"] = 64
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="but its config.json makes it"):
+    with pytest.raises(DataError, match=r"but its config\.json makes it"):
         Vlm(copy)
 
 
 def test_a_tokenizer_without_chat_template_is_refused(copy: Path) -> None:
     (copy / "chat_template.jinja").unlink()
-    with pytest.raises(DataError, match="no chat template; copy chat_template.jinja"):
+    with pytest.raises(DataError, match=r"no chat template; copy chat_template\.jinja"):
         Vlm(copy, device="cpu")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sfn_train.captions.make import CaptionOptions
 
 AHEAD = 2  # units at a worker: one being described, one whose frames travel meanwhile
+PATIENCE_S = 120.0
 MOST_DEATHS = 3  # of workers in a row, or on one unit, before it is taken for the unit's fault
 OBJECT_STORE = 1 << 30  # bytes, of a cluster started here: frames on their way, nothing else
 
@@ -91,7 +92,12 @@ class Cluster:
             self._hand_out(units)
             if self._load and not self._busy:
                 return
-            (answer,), _ = self._ray.wait([*self._starting, *self._busy], num_returns=1)
+            waiting = [*self._starting, *self._busy]
+            ready, _ = self._ray.wait(waiting, num_returns=1, timeout=PATIENCE_S)
+            if not ready:
+                self._wonder()
+                continue
+            (answer,) = ready
             if answer in self._starting:
                 self._started(answer)
             elif answer in self._busy:
@@ -99,6 +105,13 @@ class Cluster:
                 if (said := self._answer(answer, worker, unit)) is not None:
                     self._load[worker] -= 1
                     yield unit, said
+
+    def _wonder(self) -> None:
+        """Nothing came for long: fine while a worker describes, worth a line without one."""
+        if not self._load:
+            self._say(
+                "note: no worker has started yet; the cluster may have no room, see ray status"
+            )
 
     def _start(self) -> None:
         options = self._options
@@ -196,7 +209,6 @@ class Cluster:
 def _connect(address: str, workers: int | None) -> Any:
     """Join the cluster, or start one on this machine for `local`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:

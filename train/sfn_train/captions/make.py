@@ -81,7 +81,8 @@ class CaptionSummary:
         if self.n_cut:
             lines.append(f"note: {self.n_cut} were cut at --max-tokens, and are marked as cut")
         if self.n_lost:
-            lines.append(f"note: {self.n_lost} workers died and were replaced; nothing is missing")
+            what = "1 worker" if self.n_lost == 1 else f"{self.n_lost} workers"
+            lines.append(f"note: {what} died and had to be replaced; nothing is missing")
         return "\n".join(lines)
 
 
