@@ -30,7 +30,7 @@ PAPER = {
     "bottleneck": 12,  # 3/4 of dim, as Avenue's
     "predict": "frame",
 }
-SHARED = ("train.batch=1", "train.accumulate=2")
+SHARED = ("train.batch=1", "train.accumulate=2", "train.validation_batches=4")
 ONE = ("train.batch=4", "train.validation_batches=1")
 
 
