@@ -63,7 +63,7 @@ def build_bundle(path: Path, out: Path, options: ExportOptions, say: Say) -> Exp
         whole = None
         if videos:
             whole = check_path(
-                folder, run.model, text, videos,
+                folder, run.model, text, videos, captions=captions_of(run),
                 frames=options.frames, fps=options.fps, threads=options.threads,
             )  # fmt: skip
             say(whole.text())
@@ -117,6 +117,12 @@ def text_of(run: Run) -> TextModel | None:
             f"{width}; put the sentence encoder back that it was trained with"
         )
     return text
+
+
+def captions_of(run: Run) -> Path | None:
+    """The folder of captions that the run was trained on, where it still is."""
+    folder = run.config.semantics.captions if run.config.model.use_text else None
+    return Path(folder) if folder is not None and Path(folder).is_dir() else None
 
 
 def find_clips(run: Run, options: ExportOptions) -> Sequence[Video]:

@@ -93,7 +93,7 @@ def parity(
     threads: ThreadsOption = None,
 ) -> None:
     """Compare a bundle with the RUN it came from: every part, and the whole path on clips."""
-    from sfn_export.build import ExportOptions, compare_parts, find_clips, text_of
+    from sfn_export.build import ExportOptions, captions_of, compare_parts, find_clips, text_of
     from sfn_export.path_parity import check_path
     from sfn_rt.bundle import load_bundle
     from sfn_train.checkpoint import load_run
@@ -105,7 +105,14 @@ def parity(
     typer.echo(compare_parts(loaded, text, bundle, specs, threads).text())
     if videos := find_clips(loaded, options):
         whole = check_path(
-            bundle, loaded.model, text, videos, frames=frames, fps=fps, threads=threads
+            bundle,
+            loaded.model,
+            text,
+            videos,
+            captions=captions_of(loaded),
+            frames=frames,
+            fps=fps,
+            threads=threads,
         )
         typer.echo(whole.text())
 

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from sfn_export.cli import app as export_app
+from sfn_export.path_parity import described
 from sfn_rt.bundle import load_bundle
 from sfn_rt.cli import app as runtime_app
+from sfn_rt.datasets import open_dataset
+from sfn_rt.model import open_model
 from sfn_rt.sinks.files import read_scores
 from sfn_train.checkpoint import CHECKPOINT, load_run
 from sfn_train.cli import app
@@ -103,6 +106,22 @@ def test_a_profile_is_what_the_paper_says(profile: str) -> None:
     epochs = {"paper_ped2": 1000, "paper_avenue": 10, "paper_shanghaitech": 5}
     rank = {"paper_ped2": 8, "paper_avenue": 192, "paper_shanghaitech": 16}
     assert (config.train.epochs, config.sfn.rank) == (epochs[profile], rank[profile])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", PARAMETERS)
+def test_parity_at_full_size(repository: Path, profile: str) -> None:
+    script = repository / "benchmarks" / "paper_parity.py"
+    asked = [sys.executable, str(script), "--profiles", profile]
+    ran = subprocess.run(asked, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr  # over the budget raises
+    rows = json.loads(ran.stdout.splitlines()[-1])["rows"]
+    assert {row["tensor"] for row in rows} == {
+        "motion.tokens",
+        "decoder.next_frame",
+        "decoder.semantic",
+    }
+    assert max(row["max_abs"] for row in rows) <= 1e-4
 
 
 @pytest.mark.slow
@@ -215,10 +234,16 @@ def test_weights_to_scores(run: Path, sources: Path, footage: Path, tmp_path: Pa
     assert (manifest.semantics.captioner, manifest.semantics.stride) == ("cached", 1)
     assert manifest.provenance.licences["appearance"].startswith("vision tower tower: not stated")
 
-    video, captions = footage / "training" / "frames" / "00", sources / "captions" / "00.json"
+    (clip, _) = open_dataset(footage).train
+    with open_model(bundle) as opened:  # export compares on the captions made for its clips
+        described_clip = described(opened, sources / "captions", clip)
+        assert described_clip.perception.captioner.name == "cached"
+        assert described(opened, tmp_path, clip) is opened
+
+    captions = sources / "captions" / f"{clip.name}.json"
     out = tmp_path / "scores"
     asked = ("--bundle", bundle, "--captions", captions, "--out", out, "--threads", "1")
-    done(invoke(runtime_app, "score", video, *asked, "--fps", "25"))
+    done(invoke(runtime_app, "score", clip.path, *asked, "--fps", "25"))
     rows = read_scores(out / "scores.csv")
     assert {"visual", "semantic"} <= set(rows.terms)
     said = json.loads((out / "captions.json").read_text())
