@@ -119,9 +119,11 @@ def train(view: View, config: Config) -> tuple[nn.Module, dict[str, float], str]
             trainer.fit(module, clips, held_out)
     if stopper.signalled:
         raise Interrupted
-    network = module.model.cpu().eval()
+    device = trainer.strategy.root_device  # Lightning leaves the network on the CPU
+    network = module.model.to(device).eval()
+    batch = {name: tensor.to(device) for name, tensor in next(iter(held_out)).items()}
     with torch.inference_mode():
-        found = training_losses(network, next(iter(held_out)), config)
+        found = training_losses(network, batch, config)
     losses = {name: float(loss) for name, loss in found.items()}
     if not np.isfinite(list(losses.values())).all():
         raise DataError(
