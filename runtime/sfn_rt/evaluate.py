@@ -82,6 +82,8 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
         notes = list(dataset.notes)
         if not dataset.train:
             notes.append("no normal videos beside the test videos: blob baselines are left out")
+        if lag := model.perception.lag:
+            notes.append(f"the evidence of a frame sees the {lag} after it, so scores come late")
         result = evaluate(
             scored,
             {video.name: video.labels for video in labelled if video.labels is not None},

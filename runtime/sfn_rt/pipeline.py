@@ -272,6 +272,8 @@ def write_results(
         "paper score": f"constants {name}: {constants.text()}",
         "trained on": manifest.provenance.data,
     }
+    if manifest.lag:
+        meta["delay"] = f"{manifest.lag} frames: the evidence of a frame sees those after it"
     with output_errors(options.out):
         paths = write_report(
             folder.files, source, result, run.events, run.rows.heat(),

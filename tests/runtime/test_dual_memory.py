@@ -121,6 +121,7 @@ def test_a_report_shows_every_frame_and_says_how_many_were_scored(
     assert "90, 75 scored" in page
     assert "dual-memory" in page
     assert "constants dual-memory: visual 1, semantic 0" in page
+    assert "7 frames: the evidence of a frame sees those after it" in page
     assert "NaN" not in page
     assert "nan" not in (tmp_path / "out" / "curve.svg").read_text()
     with av.open(str(tmp_path / "out" / "heatmap.mp4")) as film:
@@ -216,6 +217,7 @@ def test_a_labelled_set_is_measured_on_the_scored_frames(
     told = " ".join(invoke(*arguments, "--out", str(out)).split())
     assert "the first 8 and the last 7 frames of each video are left out" in told
     assert "constants published for dual-memory (visual 1, semantic 0" in told
+    assert "the evidence of a frame sees the 7 after it, so scores come late" in told
     answer = json.loads((out / "evaluation.json").read_text())
     assert answer["labels"]["scored_frames"] == 2 * 75
     assert [row["terms"] for row in answer["rows"] if row["kind"] != "baseline"] == [["visual"]] * 2
