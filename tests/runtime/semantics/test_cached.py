@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from sfn_rt.exceptions import InputError
-from sfn_rt.semantics.cached import CachedCaptioner
+from sfn_rt.semantics.cached import (
+    CachedCaptioner,
+    CaptionFile,
+    CaptionSource,
+    EmbeddingsFile,
+    find_captions,
+    video_sha256,
+)
 from sfn_rt.semantics.captioner import Clip
 
 
@@ -56,3 +63,107 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="captions must be JSON"):
         CachedCaptioner(path)
+
+
+# ------------------------------------------------------------- captions that state their origin
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    folder = tmp_path / "video"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(bytes([i]))
+    return folder
+
+
+@pytest.fixture
+def stated(tmp_path: Path, video: Path) -> Path:
+    """What `python -m sfn_train captions` writes."""
+    source = CaptionSource(
+        video=video_sha256(video), model="m" * 64, prompt="<image> What?", frames=4, stride=2,
+        max_tokens=9, tile={"height": 8},
+    )  # fmt: skip
+    embeddings = EmbeddingsFile(
+        file="01.safetensors", sha256="e", width=3, encoder="f", name="mini"
+    )
+    captions = {3: "two walk", 5: "they stop"}
+    file = CaptionFile(tmp_path / "01.json", captions, source, (5,), 8, 2, embeddings)
+    return write(tmp_path, file.to_json())
+
+
+def test_a_file_that_states_its_origin_is_read_back_whole(stated: Path, video: Path) -> None:
+    file = CaptionFile.read(stated)
+    assert file.captions == {3: "two walk", 5: "they stop"}
+    assert (file.cut, file.n_frames, file.n_made) == ((5,), 8, 2)
+    assert file.source is not None
+    assert (file.source.video, file.source.stride) == (video_sha256(video), 2)
+    assert file.to_json() == json.loads(stated.read_text())
+    assert CachedCaptioner(stated).caption(Clip(6, (), ())) == "they stop"
+
+
+def test_captions_serve_their_own_video_and_multiples_of_their_stride(
+    stated: Path, video: Path
+) -> None:
+    file = CaptionFile.read(stated)
+    file.check(video, frames=4, stride=2)
+    file.check(video, frames=4, stride=6)
+    with pytest.raises(InputError, match=r"a caption every 2 frames, one every 3 is asked for"):
+        file.check(video, frames=4, stride=3)
+    with pytest.raises(InputError, match=r"of clips of 4 frames, 8 are asked for"):
+        file.check(video, frames=8, stride=2)
+    (video / "1.png").write_bytes(b"changed")
+    with pytest.raises(InputError, match=r"captions\.json: captions of another video than .*video"):
+        file.check(video, frames=4, stride=2)
+
+
+def test_captions_written_by_hand_state_nothing_and_are_taken(tmp_path: Path, video: Path) -> None:
+    CaptionFile.read(write(tmp_path, {"3": "a"})).check(video, frames=7, stride=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 3}, r"schema_version is 3, this version reads 2; make the captions"),
+        ({"source": {"video": "x"}}, r"not as `python -m sfn_train captions` writes it"),
+        ({"captions": ["a"]}, r"not as `python -m sfn_train captions` writes it"),
+        ({"captions": {"3": ""}}, r"entry '3' must be a frame index with a caption"),
+    ],
+)
+def test_a_stated_file_that_is_not_whole_is_refused(
+    tmp_path: Path, stated: Path, change: dict[str, object], message: str
+) -> None:
+    raw = json.loads(stated.read_text())
+    with pytest.raises(InputError, match=message):
+        CaptionFile.read(write(tmp_path, raw | change))
+
+
+def test_a_video_too_short_for_a_caption_has_none(tmp_path: Path, stated: Path) -> None:
+    raw = json.loads(stated.read_text()) | {"captions": {}}
+    captioner = CachedCaptioner(write(tmp_path, raw))
+    with pytest.raises(InputError, match=r"holds no captions, its video was too short"):
+        captioner.caption(Clip(3, (), ()))
+
+
+def test_a_video_is_named_by_what_its_frames_hold(video: Path, tmp_path: Path) -> None:
+    before = video_sha256(video)
+    video.rename(tmp_path / "moved")
+    assert video_sha256(tmp_path / "moved") == before
+    (tmp_path / "moved" / "2.png").rename(tmp_path / "moved" / "3.png")
+    assert video_sha256(tmp_path / "moved") != before
+
+
+def test_a_folder_of_captions_is_searched_for_the_video(tmp_path: Path) -> None:
+    for place in ("train/01", "test/01", "test/02", "03"):
+        path = tmp_path / f"{place}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    assert find_captions(tmp_path, "01", "train") == tmp_path / "train" / "01.json"
+    assert find_captions(tmp_path, "01", "test") == tmp_path / "test" / "01.json"
+    assert find_captions(tmp_path, "02") == tmp_path / "test" / "02.json"
+    assert find_captions(tmp_path, "03", "test") == tmp_path / "03.json"
+    assert find_captions(tmp_path / "train", "01") == tmp_path / "train" / "01.json"
+    assert find_captions(tmp_path, "04") == tmp_path / "04.json"  # to be missed by its reader
+    assert find_captions(tmp_path / "03.json", "01") == tmp_path / "03.json"
+    with pytest.raises(InputError, match=r"both .*test/01\.json and .*train/01\.json are captions"):
+        find_captions(tmp_path, "01")
