@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from sfn_rt.bench import bench
 from sfn_rt.bundle import load_bundle
@@ -67,7 +68,7 @@ class System:
     def choices(self) -> dict[str, tuple[str, ...]]:
         """Every term alone, the paper's two where both are there, and all."""
         terms = tuple(next(iter(self.videos.values())))
-        found = {term: (term,) for term in terms}
+        found: dict[str, tuple[str, ...]] = {term: (term,) for term in terms}
         if set(PAPER_TERMS) < set(terms):
             found["visual + semantic"] = PAPER_TERMS
         return found | ({"all terms": terms} if len(terms) > 1 else {})
@@ -104,7 +105,7 @@ def common_spans(systems: Sequence[System], videos: Sequence[Video]) -> dict[str
 
 def measure(
     terms: Sequence[Terms],
-    truth: FloatArray,
+    truth: NDArray[np.bool_],
     constants: PaperConstants,
     alike: PaperConstants,
     tails: Mapping[str, Tail] | None,
