@@ -75,12 +75,16 @@ def main() -> None:
 def make_tower(folder: str) -> None:
     """An InternVL folder in bfloat16, as published, whose tower has its full size."""
     from transformers import InternVLConfig, InternVLForConditionalGeneration
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()
+    quiet: Any = logging.disable_progress_bar  # untyped
+    quiet()
     torch.manual_seed(0)
     config = InternVLConfig(vision_config=TOWER, text_config=LANGUAGE, image_token_id=0)
-    InternVLForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    model: nn.Module = InternVLForConditionalGeneration(config)
+    model.to(torch.bfloat16)
+    saved: Any = model
+    saved.save_pretrained(folder)
 
 
 def measure(config: Config) -> dict[str, Any]:

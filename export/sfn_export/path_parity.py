@@ -121,8 +121,8 @@ def check_path(
         if text is not None:
             theirs = replace(theirs, perception=replace(theirs.perception, text=text))
         for video in videos:
-            pair = (described(m, captions, video) for m in (theirs, ours))
-            first, second = _score_twice(*pair, video, frames, fps)
+            before, after = (described(m, captions, video) for m in (theirs, ours))
+            first, second = _score_twice(before, after, video, frames, fps)
             expected[video.name], actual[video.name] = series_of(first), series_of(second)
     labels = {video.name: video.labels for video in videos if video.labels is not None}
     auc = auc_difference(expected, actual, labels)
