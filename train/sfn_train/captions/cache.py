@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,12 +206,12 @@ def _line(content: object) -> bytes:
     return hashlib.sha256(text).hexdigest()[:DIGITS].encode() + b" " + text + b"\n"
 
 
-def _content(line: bytes) -> dict[str, object] | None:
+def _content(line: bytes) -> dict[str, Any] | None:
     """What a line holds; None where it is not whole."""
     checksum, _, text = line.partition(b" ")
     if not text.endswith(b"\n"):
         return None
     if hashlib.sha256(text[:-1]).hexdigest()[:DIGITS].encode() != checksum:
         return None
-    content: dict[str, object] = json.loads(text)
+    content: dict[str, Any] = json.loads(text)
     return content

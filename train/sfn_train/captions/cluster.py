@@ -6,6 +6,7 @@ hash. A worker that dies is replaced and its units are done again by whoever is 
 process writes, and only when it holds a unit's captions: so nothing is lost and nothing kept twice.
 """
 
+import logging
 import os
 import socket
 from collections import Counter, deque
@@ -227,12 +228,12 @@ def _connect(address: str, workers: int | None) -> Any:
             "object_store_memory": OBJECT_STORE,
         }
     # This checkout's code travels with the job: every worker runs the same.
-    modules = [str(Path(module.__file__).parent) for module in (sfn_rt, sfn_train)]
+    modules = [next(iter(module.__path__)) for module in (sfn_rt, sfn_train)]
     try:
         ray.init(
             **settings,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             runtime_env={"py_modules": modules, "excludes": ["__pycache__"]},
         )
     except (ConnectionError, RuntimeError, ValueError) as error:

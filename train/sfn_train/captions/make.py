@@ -149,10 +149,10 @@ def make_captions(
             f"{dataset.root}: {len(videos)} videos, about {total} captions at stride "
             f"{options.stride}, {n_before} done before"
         )
-        for video in videos:
-            if video.finished and not _is_embedded(video, encoder):
-                say(f"{video.final.name}: embedded anew, by {text.name}")
-                work.finish(video)
+        for kept in videos:
+            if kept.finished and not _is_embedded(kept, encoder):
+                say(f"{kept.final.name}: embedded anew, by {text.name}")
+                work.finish(kept)
         n_lost = 0
         if not all(video.finished for video in videos):
             pool = stack.enter_context(_pool(options, model, say))

@@ -94,23 +94,25 @@ class Vlm:
         max_tokens: int = 1024,
         device: str | None = None,
     ) -> None:
-        from transformers import GenerationConfig, InternVLForConditionalGeneration
+        import transformers
+
+        greedy: Any = transformers.GenerationConfig  # untyped
 
         self.folder, self.tile = folder, read_tile(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with quiet():
-            model = InternVLForConditionalGeneration.from_pretrained(
+            model: Any = transformers.InternVLForConditionalGeneration.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, dtype=dtype
             )
-        self._model: Any = model.to(self.device).eval().requires_grad_(False)
+        self._model = model.to(self.device).eval().requires_grad_(False)
         self._tokenizer = load_tokenizer(folder)
         self.prompt = full_prompt(question)
         self._prompt_ids = self._tokenise(folder)  # (1, L)
         self.max_tokens = max_tokens
         stops = _stops(model, self._tokenizer)
         # In place of the folder's own: temperatures and penalties there are not greedy.
-        self._model.generation_config = GenerationConfig(
+        self._model.generation_config = greedy(
             do_sample=False,
             num_beams=1,
             max_new_tokens=max_tokens,
