@@ -152,7 +152,7 @@ def test_two_processes_resume_to_the_bits_of_an_uninterrupted_run(
 
 @pytest.mark.slow
 def test_ctrl_c_to_the_first_process_stops_both_after_the_same_step(
-    footage: Path, settings: Path, shared: Path, tmp_path: Path
+    footage: Path, settings: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     changes = ("train.steps=1000000", *SHARED)
@@ -165,11 +165,11 @@ def test_ctrl_c_to_the_first_process_stops_both_after_the_same_step(
         env=environment(),
     )
     checkpoint = out / "checkpoints" / "last.ckpt"
-    waited_until = time.monotonic() + 120
+    waited_until = time.monotonic() + 300
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < waited_until:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert stderr.count("\n") == stderr.count("interrupted; everything is saved") == 1
     step = torch.load(checkpoint, weights_only=True)["global_step"]
