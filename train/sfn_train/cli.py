@@ -80,7 +80,8 @@ def train(
                 f"as in: python -m sfn_train train {data} --out {chosen} --resume",
                 err=True,
             )
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        # Where another process ends with an error, Lightning kills the first one.
+        raise typer.Exit(EXIT_INTERRUPTED if is_first() else 0) from None
     if summary is not None:
         typer.echo(summary.text())
 
