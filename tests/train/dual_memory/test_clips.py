@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sfn_train.data.clips import Place
 from sfn_train.data.prepare import Prepared
@@ -15,6 +16,7 @@ from sfn_train.data.split import Span
 from sfn_train.dual_memory import DualClips, DualMemoryConfig, DualSampler
 
 SPANS = (Span(0, 0, 400), Span(2, 5, 45), Span(3, 0, 16), Span(0, 500, 700))
+LONG = Span(0, 0, 2000)
 
 
 def make(first_step: int = 0, **changes: Any) -> DualSampler:
@@ -77,17 +79,17 @@ def test_a_resumed_run_gets_the_same_clips(step: int) -> None:
     assert take(make(step), 5) == take(make(), step + 5)[step:]
 
 
-def test_seed_and_epoch_change_what_is_a_pseudo_anomaly() -> None:
-    def marked(epoch: int, **settings: Any) -> set[tuple[int, ...]]:
-        sampler = DualSampler(SPANS, DualMemoryConfig(), batch=2, **settings)
-        return {place for place in sampler.epoch(epoch) if place[2] > 1}
+def test_seed_and_epoch_change_which_draws_are_pseudo_anomalies() -> None:
+    def marked(epoch: int, seed: int) -> NDArray[np.bool_]:
+        model = DualMemoryConfig(pseudo_strides=(2,))
+        sampler = DualSampler([LONG], model, batch=2, seed=seed, begin=lambda: (0, 0))
+        return np.array([stride > 1 for _, _, stride in sampler.epoch(epoch)])
 
-    def begin() -> tuple[int, int]:
-        return 0, 0
-
-    assert marked(0, seed=0, begin=begin) == marked(0, seed=0, begin=begin)
-    assert marked(0, seed=0, begin=begin) != marked(1, seed=0, begin=begin)
-    assert marked(0, seed=0, begin=begin) != marked(0, seed=1, begin=begin)
+    first = marked(0, seed=0)
+    assert (first == marked(0, seed=0)).all()
+    # Independent draws at 0.2 agree on 0.68; the same draws on all but clips without room.
+    assert (first == marked(1, seed=0)).mean() < 0.8
+    assert (first == marked(0, seed=1)).mean() < 0.8
 
 
 class Numbered:
