@@ -50,9 +50,12 @@ def recall(queries: Tensor, slots: Tensor, shrink: float) -> tuple[Tensor, Tenso
 
 
 def shrink_hard(weights: Tensor, shrink: float) -> Tensor:
-    """Cut weights (..., S) up to `shrink`, and rescale the rest to sum 1; all 0 where none is."""
-    over = weights - shrink
-    kept = over.relu() * weights / (over.abs() + TINY)
+    """Cut weights (..., S) up to `shrink`, and rescale the rest to sum 1; all 0 where none is.
+
+    As a choice and not as the quotient above: exporters take `+ 1e-12` for `+ 0` and drop it, and a
+    weight of exactly `shrink` is then 0 / 0.
+    """
+    kept = torch.where(weights > shrink, weights, 0.0)
     return kept / kept.sum(dim=-1, keepdim=True).clamp_min(TINY)
 
 

@@ -12,7 +12,6 @@ Axes: B clips, N tokens, D width, M slots.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-12
@@ -56,7 +55,11 @@ class Memories(nn.Module):
 
 
 def shrink(weights: Tensor, limit: float) -> Tensor:
-    """Drop weights below `limit` and scale the rest to sum 1; uniform weights stay as they are."""
-    kept = F.relu(weights - limit) * weights / ((weights - limit).abs() + EPSILON)
+    """Drop weights up to `limit` and scale the rest to sum 1; uniform weights stay as they are.
+
+    As a choice and not as the quotient above: exporters take `+ eps` for `+ 0` and drop it, and a
+    weight of exactly `limit` is then 0 / 0.
+    """
+    kept = torch.where(weights > limit, weights, 0.0)
     total = kept.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, kept / total.clamp(min=EPSILON), weights)
