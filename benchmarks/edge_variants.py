@@ -27,8 +27,8 @@ from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.scores import OBSERVED, PUBLISHED, FloatArray, causal_scores, paper_scores
 from sfn_rt.semantics.describe import SceneCaptioner
 from sfn_train.checkpoint import load_run
+from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
-from sfn_train.torch_backend import TorchBackend
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "edge": (),
@@ -65,7 +65,7 @@ def measure(dataset: Dataset, run_folder: Path) -> dict[str, float]:
     normal = NormalFootage.from_arrays(run.normal)
     text = TextModel() if run.config.model.use_text else None
     perception = Perception(
-        backend=TorchBackend(run.model, text),
+        backend=open_backend(run.model, text),
         observed=run.config.model.observed,
         preprocessing=run.config.preprocessing,
         visual=VisualConfig(**run.info["visual"]),

@@ -61,6 +61,8 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     run, bundle = load_run(asked.run), load_bundle(asked.bundle)
     model = run.model.eval()
+    if not isinstance(model, SFN):
+        parser.error(f"{asked.run} is of another system: only SFN-VAD streams")
     c = model.config
     with open_source(asked.video) as source:
         images = [frame.image for frame, _ in zip(source, range(asked.frames), strict=False)]

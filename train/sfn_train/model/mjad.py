@@ -72,7 +72,7 @@ class MJAD(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None, list[Routing]]:
         """Fused tokens (B, 2 + N, D) to frame (B, 3, H, W), text (B, K S) and the routings."""
         x = self.memories(x) + self.positions
-        routings = []
+        routings: list[Routing] = []
         for block, keep in zip(self.blocks, self.filters, strict=True):
             x = keep(block(x))
             if isinstance(x, tuple):  # of an SFFM, in training or as exported

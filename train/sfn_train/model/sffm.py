@@ -108,7 +108,8 @@ class SFFM(nn.Module):
         gates[..., self.n_filters :] = 1.0
         gates = gates.scatter(-1, routing.chosen, routing.gate.to(code.dtype))
         kept = code.unflatten(-1, (-1, self.rank)) * gates.unsqueeze(-1)  # (B, N, G, R)
-        return kept.flatten(-2) @ filters.up.flatten(0, 1) + gates @ filters.up_bias
+        y: Tensor = kept.flatten(-2) @ filters.up.flatten(0, 1) + gates @ filters.up_bias
+        return y
 
     def _dispatched(self, x_hat: Tensor, routing: Routing, filters: Folded) -> Tensor:
         """Each filter on the tokens that chose it.
@@ -125,10 +126,10 @@ class SFFM(nn.Module):
         filtered = torch.cat([_filter(filters, i, part) for i, part in enumerate(parts)])
         by_token = filtered[order.argsort()].unflatten(0, (-1, self.n_active))  # (M, K, D)
         gate = routing.gate.flatten(0, 1).to(by_token.dtype).unsqueeze(1)  # (M, 1, K)
-        y = (gate @ by_token).squeeze(1)  # (M, D)
+        y: Tensor = (gate @ by_token).squeeze(1)  # (M, D)
         if self.n_shared:
             y = y + _filter(filters, self.n_filters, tokens)
-        return y.unflatten(0, x_hat.shape[:2])
+        return y.reshape(x_hat.shape)
 
     def filter_one_by_one(self, x: Tensor) -> Tensor:
         """Equations (5) and (6) as printed: a loop over filters, each on its own tokens.
