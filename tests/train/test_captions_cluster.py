@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 
 N_FRAMES, BATCH = 84, 2
 N_CAPTIONS, N_UNITS = N_FRAMES - 4, (N_FRAMES - 4) // BATCH
-DEADLINE_S = 400.0
+DEADLINE_S = 1200.0  # seconds on a machine that is doing much else
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +34,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def command(place: Path, out: Path, repository: Path, *more: str) -> subprocess.Popen[str]:
+@contextmanager
+def command(
+    place: Path, out: Path, repository: Path, *more: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own; it ends with the test."""
     paths = [str(repository / stage) for stage in ("runtime", "train")]
     arguments = f"captions {place / 'data'} --weights {place / 'vlm'} --text {place / 'text'}"
     arguments += f" --out {out} --batch {BATCH} --max-tokens 48 --fps 25"
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "sfn_train", *arguments.split(), *more],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for_units(out: Path, n_units: int, process: subprocess.Popen[str]) -> int:
@@ -62,18 +72,23 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_done_twice(
 ) -> None:
     pytest.importorskip("ray")
     out = tmp_path / "c"
-    process = command(place, out, repository, "--ray", "local", "--workers", "2")
-    assert process.stdout is not None
-    first = next(line for line in process.stdout if line.startswith("worker on"))
-    (pid,) = re.findall(r"pid (\d+) \(cpu\)", first)
-    kept = wait_for_units(out, 3, process)
-    os.kill(int(pid), signal.SIGKILL)
-    assert kept < N_UNITS // 2
-    said, _ = process.communicate(timeout=DEADLINE_S)
+    with command(place, out, repository, "--ray", "local", "--workers", "2") as process:
+        assert process.stdout is not None
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if line.startswith("worker on"):
+                break
+        found = re.search(r"pid (\d+) \(cpu\)", told[-1])
+        assert found is not None, told
+        kept = wait_for_units(out, 3, process)
+        os.kill(int(found[1]), signal.SIGKILL)
+        assert kept < N_UNITS - 5
+        said, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, said
     assert "note: a worker died; another takes its place" in said
     assert "note: 1 worker died and had to be replaced; nothing is missing" in said
-    assert said.count("worker on") >= 1  # beside the first: the second, or who replaced it
+    assert "worker on" in said  # the second, or who replaced the first
     file = CaptionFile.read(out / "train" / "01.json")
     assert (len(file.captions), file.n_made) == (N_CAPTIONS, N_CAPTIONS)
     assert content(out) == content(place / "alone")
@@ -83,10 +98,10 @@ def test_a_killed_command_goes_on_where_it_was(
     place: Path, tmp_path: Path, repository: Path
 ) -> None:
     out = tmp_path / "c"
-    process = command(place, out, repository)
-    wait_for_units(out, 3, process)
-    process.kill()  # SIGKILL: no chance to tidy up
-    process.communicate()
+    with command(place, out, repository) as process:
+        wait_for_units(out, 3, process)
+        process.kill()  # SIGKILL: no chance to tidy up
+        process.communicate()
     journal = out / ".captions" / "train_01.jsonl"
     kept = len(journal.read_bytes().splitlines()) - 1
     assert 3 <= kept < N_UNITS
@@ -100,8 +115,8 @@ def test_a_cluster_that_is_not_there_is_named(
     place: Path, tmp_path: Path, repository: Path
 ) -> None:
     pytest.importorskip("ray")
-    process = command(place, tmp_path / "c", repository, "--ray", "auto")
-    said, _ = process.communicate(timeout=DEADLINE_S)
+    with command(place, tmp_path / "c", repository, "--ray", "auto") as process:
+        said, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 2
     assert "error: --ray auto: " in said
     assert "start a cluster with `ray start --head`" in said

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 AHEAD = 2  # units at a worker: one being described, one whose frames travel meanwhile
 PATIENCE_S = 120.0
 MOST_DEATHS = 3  # of workers in a row, or on one unit, before it is taken for the unit's fault
+# How long a cluster started here may take: Ray's own half a minute is short for a busy machine,
+# on which its node then dies.
+SLOW_START = {
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+}
+STARTS = 3  # attempts; how long Ray waits for the node itself cannot be set
 OBJECT_STORE = 1 << 30  # bytes, of a cluster started here: frames on their way, nothing else
 
 
@@ -210,6 +217,8 @@ class Cluster:
 def _connect(address: str, workers: int | None) -> Any:
     """Join the cluster, or start one on this machine for `local`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    for name, value in SLOW_START.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
@@ -229,18 +238,23 @@ def _connect(address: str, workers: int | None) -> Any:
         }
     # This checkout's code travels with the job: every worker runs the same.
     modules = [next(iter(module.__path__)) for module in (sfn_rt, sfn_train)]
-    try:
-        ray.init(
-            **settings,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": modules, "excludes": ["__pycache__"]},
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"--ray {address}: {_line(error)}; start a cluster with `ray start --head` and give "
-            f"its address, or use --ray local for this machine alone"
-        ) from None
+    settings |= {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"py_modules": modules, "excludes": ["__pycache__"]},
+    }
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(**settings)
+            break
+        except Exception as error:  # Ray raises bare Exception where its node is not up in time
+            ray.shutdown()
+            if attempt < STARTS and address == "local" and "timed out" in str(error):
+                continue
+            raise DataError(
+                f"--ray {address}: {_line(error)}; start a cluster with `ray start --head` and "
+                f"give its address, or use --ray local for this machine alone"
+            ) from None
     return ray
 
 

@@ -161,6 +161,7 @@ def make_captions(
                 work.take(unit, said)
                 bar.advance(len(said))
             n_lost = pool.n_lost
+            assert all(video.finished for video in videos)
     return CaptionSummary(
         options.out,
         len(videos),
