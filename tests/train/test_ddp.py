@@ -81,7 +81,7 @@ def environment() -> dict[str, str]:
 def train(footage: Path, out: Path, *arguments: object, changes: tuple[str, ...] = ()) -> str:
     """Run the command to its end; what it wrote to the error stream."""
     called = command(footage, out, *arguments, changes=changes)
-    done = subprocess.run(called, capture_output=True, text=True, env=environment(), timeout=300)
+    done = subprocess.run(called, capture_output=True, text=True, env=environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained  ") == 1  # only the first process speaks
     return done.stderr
