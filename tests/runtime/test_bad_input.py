@@ -176,8 +176,8 @@ def size_changes(tmp_path: Path) -> Path:
         (text_file, ["notes.mp4", "not a video"]),
         (empty_file, ["void.mp4", "the file is empty"]),
         (zero_frames, ["none.mkv", "not a video", "convert it"]),
-        (four_frames, ["4 frames are too few; at least 5"]),
-        (one_image, ["1 frames are too few; at least 5"]),
+        (four_frames, ["4 frames are too few; sfn-vad needs at least 5"]),
+        (one_image, ["1 frames are too few; sfn-vad needs at least 5"]),
         (size_changes, ["frame size changes from 180x120 to 90x60", "as separate videos"]),
     ],
 )
