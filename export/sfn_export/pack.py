@@ -14,6 +14,7 @@ from sfn_rt.backends.base import PartSpec
 from sfn_rt.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
+    CaptionOrigin,
     Manifest,
     PartEntry,
     Provenance,
@@ -28,7 +29,6 @@ from sfn_rt.scores import EMA_ALPHA, TERMS
 from sfn_rt.semantics.text_encoder import load_tokenizer
 from sfn_rt.sinks.files import output_errors
 from sfn_train.checkpoint import NORMAL, Run
-from sfn_train.config import Config
 from sfn_train.sources import tower_of
 from sfn_train.text import TextModel
 
@@ -106,7 +106,7 @@ def pack(
             )
             for part, spec in specs.items()
         },
-        semantics=semantics_of(run.config, settings),
+        semantics=semantics_of(run, settings),
         visual=dict(_info(run, "visual")),
         score=score_settings(run),
         normal=NORMAL,
@@ -122,14 +122,16 @@ def pack(
     return write_manifest(folder, manifest)
 
 
-def semantics_of(config: Config, text: TextSettings | None) -> Semantics | None:
+def semantics_of(run: Run, text: TextSettings | None) -> Semantics | None:
     """How the device describes clips; None for a system that knows pictures only."""
+    config, origin = run.config, run.info.get("captions")
     if config.system != "sfn-vad":
         return None
     return Semantics(
         captioner=config.semantics.captioner,
         stride=config.semantics.stride,
         windows=config.sfn.caption_windows,
+        captions=CaptionOrigin(**origin) if origin else None,
         scene=vars(config.semantics.scene).copy(),
         text=text,
     )

@@ -62,12 +62,21 @@ class TextSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptionOrigin:
+    """What made the captions that a model was trained on."""
+
+    model: str  # sha256 of the VLM's weights, config and tokenizer
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Semantics:
     """How clips are described, and how descriptions become numbers."""
 
     captioner: Literal["scene", "cached"]  # what the model was trained with
     stride: int  # frames for which one caption holds
     windows: tuple[int, ...]  # frames that each caption of a clip tells of, shortest first
+    captions: CaptionOrigin | None  # None: the scene was described, or captions written by hand
     scene: dict[str, Scalar]  # sfn_rt.semantics.scene.SceneConfig
     text: TextSettings | None  # None: the model was trained without its semantic branch
 

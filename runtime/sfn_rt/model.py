@@ -132,6 +132,8 @@ def with_captions(
     captioner = CachedCaptioner(file)
     check_windows(captioner, semantics.windows)
     file.check(video, frames=semantics.windows[0], stride=semantics.stride)
+    if semantics.captions is not None:
+        file.check_origin(semantics.captions.model, semantics.captions.prompt)
     return replace(model, perception=replace(model.perception, captioner=captioner))
 
 

@@ -57,6 +57,7 @@ MADE = Manifest(
         captioner="scene",
         stride=4,
         windows=(4,),
+        captions=None,
         scene={"flow_height": 240, "flow_preset": "medium"},
         text=TextSettings(model="m", width=3, max_tokens=256, tokenizer="text/tokenizer.json"),
     ),

@@ -60,6 +60,7 @@ def bundle(tmp_path: Path) -> Path:
             captioner="scene",
             stride=8,
             windows=(4,),
+            captions=None,
             scene={},
             text=TextSettings(
                 model="all-MiniLM-L6-v2", width=384, max_tokens=64, tokenizer="tokenizer.json"

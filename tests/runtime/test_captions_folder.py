@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sfn_rt.bundle import CaptionOrigin
 from sfn_rt.evaluate import evaluate_dataset
 from sfn_rt.exceptions import InputError
 from sfn_rt.model import Model, open_model, with_captions
@@ -93,10 +94,28 @@ def test_a_model_trained_on_captions_from_files_is_not_told_what_moves(
         assert with_captions(model, captions, video, "01").perception.captioner is not None
 
 
-def trained_on_files(model: Model) -> Model:
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [
+        (CaptionOrigin(model="other", prompt="p"), "model is 'm' where it should be 'other'"),
+        (CaptionOrigin(model="m", prompt="why?"), r"prompt is 'p' where it should be 'why\?'"),
+    ],
+)
+def test_captions_by_another_model_or_prompt_than_trained_on_are_refused(
+    data: Path, captions: Path, tiny_bundle: Path, origin: CaptionOrigin, words: str
+) -> None:
+    video = data / "testing" / "frames" / "01"
+    with open_model(tiny_bundle, threads=1) as opened:
+        same = trained_on_files(opened, CaptionOrigin(model="m", prompt="p"))
+        assert with_captions(same, captions, video, "01").perception.captioner is not None
+        with pytest.raises(InputError, match=rf"01\.json: not made like .*: {words}; make them"):
+            with_captions(trained_on_files(opened, origin), captions, video, "01")
+
+
+def trained_on_files(model: Model, origin: CaptionOrigin | None = None) -> Model:
     manifest = model.bundle.manifest
     assert manifest.semantics is not None
-    semantics = replace(manifest.semantics, captioner="cached")
+    semantics = replace(manifest.semantics, captioner="cached", captions=origin)
     return replace(
         model, bundle=replace(model.bundle, manifest=replace(manifest, semantics=semantics))
     )

@@ -66,6 +66,7 @@ def test_captions_and_their_embeddings_are_taken_as_they_are(
         patch.setattr(TextModel, "encode", asked)
         done, _ = prepared(place, config, tmp_path)
     check(done, place / "captions", stride)
+    assert done.captions == CaptionFile.read(place / "captions" / "train" / "01.json").source
     np.testing.assert_allclose(done.embeddings, expected.encode(done.sentences), atol=1e-6)
 
 

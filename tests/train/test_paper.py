@@ -232,6 +232,7 @@ def test_weights_to_scores(run: Path, sources: Path, footage: Path, tmp_path: Pa
     assert manifest.visual["measure"] == "mean"
     assert manifest.semantics is not None
     assert (manifest.semantics.captioner, manifest.semantics.stride) == ("cached", 1)
+    assert manifest.semantics.captions is None  # written by hand
     assert manifest.provenance.licences["appearance"].startswith("vision tower tower: not stated")
 
     (clip, _) = open_dataset(footage).train

@@ -282,6 +282,7 @@ def _memory_errors(
 
 def describe_run(prepared: Prepared, config: Config, summary: Summary) -> dict[str, Any]:
     """run.json: what made this model, for the bundle's provenance."""
+    made = prepared.captions
     split = {
         part: [
             {"video": prepared.videos[span.video].name, "start": span.start, "stop": span.stop}
@@ -294,6 +295,7 @@ def describe_run(prepared: Prepared, config: Config, summary: Summary) -> dict[s
         "n_videos": len(prepared.videos),
         "n_frames": sum(video.n_frames for video in prepared.videos),
         "n_captions": len(prepared.sentences),
+        "captions": None if made is None else {"model": made.model, "prompt": made.prompt},
         "seed": config.train.seed,
         "config_sha256": config.fingerprint(),
         "split": split,

@@ -14,7 +14,7 @@ import bisect
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,6 +144,17 @@ class CaptionFile:
                 f"{self.path}: a caption every {self.source.stride} frames, one every {stride} is "
                 f"asked for; make captions with --stride {stride} (or 1, which serves every "
                 f"stride), or train with semantics.stride a multiple of {self.source.stride}"
+            )
+
+    def check_origin(self, model: str, prompt: str) -> None:
+        """Refuse captions by another VLM or to another prompt than a model was trained on."""
+        if self.source is None:
+            return
+        asked = replace(self.source, model=model, prompt=prompt)
+        if apart := self.source.differences(asked):
+            raise InputError(
+                f"{self.path}: not made like the captions that the model was trained on: "
+                f"{'; '.join(apart)}; make them again with those weights and that prompt"
             )
 
 

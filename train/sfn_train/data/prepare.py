@@ -35,7 +35,7 @@ from sfn_rt.frames import FPS_ASSUMED, count_frames, frame_files, open_source
 from sfn_rt.normal import MOST_THUMBNAILS, same_scene, thumbnail
 from sfn_rt.preprocess import preprocess
 from sfn_rt.progress import Progress
-from sfn_rt.semantics.cached import CachedCaptioner, CaptionFile, video_sha256
+from sfn_rt.semantics.cached import CachedCaptioner, CaptionFile, CaptionSource, video_sha256
 from sfn_rt.semantics.captioner import Captioner
 from sfn_rt.semantics.describe import SceneCaptioner
 from sfn_rt.semantics.narrator import check_windows, tell
@@ -107,6 +107,7 @@ class Prepared:
     sentences: tuple[str, ...]
     embeddings: NDArray[np.float32]  # (sentences, S)
     notes: tuple[str, ...]  # for the user
+    captions: CaptionSource | None  # what made those of the first video; they were made alike
 
     def held_out(self) -> Iterator[tuple[Footage, Span]]:
         """The footage that statistics and thresholds may be fitted on."""
@@ -187,7 +188,7 @@ def prepare(
         say(f"note: {note}")
     return Prepared(
         dataset, videos, split, thumbnails, background, attributes, sentences, embeddings,
-        tuple(notes),
+        tuple(notes), next((file.source for file in caption_files.values()), None),
     )  # fmt: skip
 
 
