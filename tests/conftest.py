@@ -289,7 +289,7 @@ def dual_bundle(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path
                     inputs=spec.inputs, outputs=spec.outputs,
                 )
             },
-            semantics=None, visual=dict(vars(visual)),
+            semantics=None, vlm=None, visual=dict(vars(visual)),
             score=ScoreSettings(
                 ema_alpha=0.2, threshold=threshold.value, rule=threshold.rule,
                 false_alarms_per_hour=1.0, terms=("visual",),

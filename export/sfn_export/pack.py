@@ -107,6 +107,7 @@ def pack(
             for part, spec in specs.items()
         },
         semantics=semantics_of(run, settings),
+        vlm=None,
         visual=dict(_info(run, "visual")),
         score=score_settings(run),
         normal=NORMAL,

@@ -24,8 +24,9 @@ from sfn_rt.options import TERMS
 from sfn_rt.preprocess import Preprocessing
 from sfn_rt.systems import System, check_parts
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
+VLM_PARTS = ("vision", "projector", "language")
 EXPORT_AGAIN = "export the model again with a matching sfn_export"
 
 Scalar = bool | int | float | str
@@ -94,6 +95,47 @@ class Semantics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VlmSettings:
+    """A vision-language model that describes clips on the device; an optional part of a bundle.
+
+    Its graphs are `vision` (frame -> hidden, embedded), `projector` (hidden -> image vectors) and
+    `language` (vectors and a key-value cache -> logits). `vision` is absent where the model's own
+    part of that name is the same graph: one frame is then never encoded twice.
+    """
+
+    model: str  # where its weights came from, for people
+    origin: CaptionOrigin  # what CaptionOrigin says of captions that it makes
+    parts: dict[str, PartEntry]
+    tokenizer: str  # file in the bundle
+    embeddings: str  # file in the bundle: (vocabulary, width), a .npy that is mapped, not read
+    embeddings_dtype: Literal["float32", "bfloat16"]  # bfloat16 is stored as the uint16 of its bits
+    tile: Preprocessing  # of each frame
+    frames: int  # a clip
+    tokens_per_frame: int
+    image_token: int  # id that stands for each of a picture's vectors
+    chat: str  # the chat template around a user's message, {message} where that stands
+    picture: str  # what stands for <image> in a message: as text, image tokens and all
+    stops: tuple[int, ...]  # ids that end a caption
+    max_tokens: int  # a caption is cut there
+
+    def __post_init__(self) -> None:
+        if self.chat.count("{message}") != 1:
+            raise ValueError(f"chat must hold {{message}} once, got {self.chat!r}")
+        if not self.stops or self.max_tokens < 1:
+            raise ValueError("stops must name a token, and max_tokens be at least 1")
+        if unknown := sorted(self.parts.keys() - set(VLM_PARTS)):
+            raise ValueError(f"parts of the VLM are {list(VLM_PARTS)}, got {unknown[0]!r} too")
+        if missing := [part for part in ("projector", "language") if part not in self.parts]:
+            raise ValueError(f"parts of the VLM must have {missing[0]!r}, got {sorted(self.parts)}")
+
+    @property
+    def named_files(self) -> set[str]:
+        """Files that the settings give a meaning."""
+        graphs = {name for part in self.parts.values() for name in part.files.values()}
+        return graphs | {self.tokenizer, self.embeddings}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
     """How evidence becomes one score and when it is an event, fitted on normal footage."""
 
@@ -135,6 +177,7 @@ class Manifest:
     preprocessing: Preprocessing
     parts: dict[str, PartEntry]
     semantics: Semantics | None  # None: a system that knows pictures only
+    vlm: VlmSettings | None  # None: no captioner but what moves, or captions from files
     visual: dict[str, Scalar]  # sfn_rt.prediction_error.VisualConfig
     score: ScoreSettings
     normal: str  # file with the statistics of normal footage
@@ -154,6 +197,11 @@ class Manifest:
                 f"semantics must be {'given' if takes_captions else 'null'} for {self.system}, "
                 f"got {self.semantics}"
             )
+        if self.vlm is not None:
+            if not takes_captions:
+                raise ValueError(f"vlm must be null for {self.system}, which takes no captions")
+            if "vision" not in {*self.vlm.parts, *self.parts}:
+                raise ValueError("vlm must have the part 'vision', as the model has none")
         check_parts(
             self.system,
             {name: part.spec for name, part in self.parts.items()},
@@ -167,7 +215,8 @@ class Manifest:
         """The files that the manifest gives a meaning; each must also be in `files`."""
         named = {name for part in self.parts.values() for name in part.files.values()}
         text = self.semantics.text if self.semantics else None
-        return named | {self.normal} | ({text.tokenizer} if text else set())
+        vlm = self.vlm.named_files if self.vlm else set()
+        return named | vlm | {self.normal} | ({text.tokenizer} if text else set())
 
 
 @dataclass(frozen=True)
@@ -181,9 +230,12 @@ class Bundle:
         """A file of the bundle."""
         return self.folder / name
 
-    def graph(self, part: str, variant: str | None = None) -> Path:
-        """A part's ONNX file; None takes the manifest's default."""
-        entry = self.manifest.parts[part]
+    def graph(self, part: str, variant: str | None = None, *, vlm: bool = False) -> Path:
+        """The ONNX file of a part, of the VLM's where told; None takes the manifest's default."""
+        settings = self.manifest.vlm
+        assert settings is not None or not vlm
+        parts = settings.parts if settings is not None and vlm else self.manifest.parts
+        entry = parts[part]
         chosen = variant or entry.default
         if chosen not in entry.files:
             raise BundleError(

@@ -5,7 +5,7 @@ an abnormal frame. A scene's thumbnails tell whether a video shows the scene at 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Self
 
@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from sfn_rt.attributes import AttributeModel
 from sfn_rt.exceptions import BundleError
 from sfn_rt.scores import TERMS, Tail
+from sfn_rt.semantics.usual import UsualCaptions
 from sfn_rt.threshold import Threshold
 
 UInt8 = NDArray[np.uint8]
 THUMBNAIL = (24, 16)  # width, height
 SAME_SCENE = 0.5  # correlation of thumbnails; different views of one street stay below
 MOST_THUMBNAILS = 32
+# What the lane looks at to decide when to caption, and what stands in for the semantic term.
+SIGNALS = ("appearance", "motion", "distilled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +68,20 @@ class NormalFootage:
     tails: Mapping[str, Tail]
     thresholds: Mapping[tuple[str, ...], Threshold]  # by the terms that are switched on
     heat_scale: float  # 99.9th percentile of a heat map cell
+    signals: Mapping[str, Tail] = field(default_factory=dict)  # some of SIGNALS
+    captions: UsualCaptions | None = None  # None: the model was trained without captions
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """All of normal.npz."""
         arrays = self.scene.to_arrays()
         for term, tail in self.tails.items():
             arrays |= {f"tails/{term}/{name}": value for name, value in tail.to_arrays().items()}
+        for signal, tail in self.signals.items():
+            stored = tail.to_arrays()
+            arrays |= {f"signals/{signal}/{name}": value for name, value in stored.items()}
+        if self.captions is not None:
+            stored = self.captions.to_arrays()
+            arrays |= {f"captions/{name}": value for name, value in stored.items()}
         for terms, threshold in self.thresholds.items():
             key = "+".join(terms)
             numbers = [threshold.value, threshold.false_alarms_per_hour]
@@ -95,7 +106,16 @@ class NormalFootage:
             )
         if not tails or not thresholds or "heat_scale" not in arrays:
             raise BundleError("the statistics of normal footage are incomplete; train again")
-        return cls(SceneModel.from_arrays(arrays), tails, thresholds, float(arrays["heat_scale"]))
+        signals = {
+            signal: Tail.from_arrays(own)
+            for signal in SIGNALS
+            if (own := _under(arrays, f"signals/{signal}/"))
+        }
+        said = _under(arrays, "captions/")
+        return cls(
+            SceneModel.from_arrays(arrays), tails, thresholds, float(arrays["heat_scale"]),
+            signals, UsualCaptions.from_arrays(said) if said else None,
+        )  # fmt: skip
 
 
 def term_subsets(terms: Sequence[str]) -> list[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from sfn_rt.backends.base import PartSpec
 
 System = Literal["sfn-vad", "dual-memory"]
 PARTS: Mapping[System, tuple[str, ...]] = {
-    "sfn-vad": ("appearance", "motion", "decoder", "text"),
+    "sfn-vad": ("vision", "appearance", "motion", "decoder", "text"),
     "dual-memory": ("autoencoder",),
 }
 
@@ -45,6 +45,12 @@ def _check_sfn_vad(parts: Mapping[str, PartSpec], text_width: int) -> None:
         raise ValueError(f"the decoder must give 'next_frame' or 'semantic', got {given}")
     if "next_frame" in predicted and not {"appearance", "motion"} & parts.keys():
         raise ValueError(f"parts must have 'appearance' or 'motion', got {sorted(parts)}")
+    if "vision" in parts and "appearance" not in parts:
+        raise ValueError(f"parts must have 'appearance' beside 'vision', got {sorted(parts)}")
+    takes = {tensor.name for tensor in parts["appearance"].inputs} if "appearance" in parts else {}
+    wanted = {"hidden", "embedded"} if "vision" in parts else {"frame"}
+    if takes and takes != wanted:
+        raise ValueError(f"the appearance part must take {sorted(wanted)}, got {sorted(takes)}")
     widths = [tensor.shape[-1] for tensor in decoder.inputs if tensor.name == "text"]
     if widths != ([text_width] if text_width else []):
         raise ValueError(

@@ -61,6 +61,7 @@ MADE = Manifest(
         scene={"flow_height": 240, "flow_preset": "medium"},
         text=TextSettings(model="m", width=3, max_tokens=256, tokenizer="text/tokenizer.json"),
     ),
+    vlm=None,
     visual={"measure": "largest_box", "box_height": 16},
     score=ScoreSettings(
         ema_alpha=0.2, threshold=3.5, rule="r", false_alarms_per_hour=1.0, terms=("visual",)
@@ -137,10 +138,10 @@ def test_manifest_that_is_no_text(folder: Path) -> None:
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("version", [0, 3, "2", True, None])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", True, None])
 def test_unknown_schema_version(folder: Path, version: object) -> None:
     edit(folder, lambda raw: raw.update(schema_version=version, something_new=1))
-    with pytest.raises(BundleError, match=r"this runtime reads 2; export the model again"):
+    with pytest.raises(BundleError, match=r"this runtime reads 3; export the model again"):
         load_bundle(folder)
 
 
@@ -152,7 +153,7 @@ def test_a_bundle_of_the_first_schema_is_refused_with_the_way_out(
     with pytest.raises(BundleError) as refusal:
         load_bundle(tmp_path)
     assert str(refusal.value) == (
-        f"{tmp_path / MANIFEST}: schema_version is 1 (written by sfn 0.1.0), this runtime reads 2; "
+        f"{tmp_path / MANIFEST}: schema_version is 1 (written by sfn 0.1.0), this runtime reads 3; "
         f"export the model again with a matching sfn_export"
     )
 

@@ -66,6 +66,7 @@ def bundle(tmp_path: Path) -> Path:
                 model="all-MiniLM-L6-v2", width=384, max_tokens=64, tokenizer="tokenizer.json"
             ),
         ),
+        vlm=None,
         visual={},
         score=ScoreSettings(
             ema_alpha=0.2,
@@ -119,6 +120,7 @@ def test_tells_of_the_second_system(bundle: Path) -> None:
             lag=7,
             parts=parts,
             semantics=None,
+            vlm=None,
             files={},
         ),
     )
