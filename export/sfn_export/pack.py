@@ -159,9 +159,7 @@ def licences(
     found = {part: TRAINED for part in specs if part != "text"}
     if tower is not None:
         folder = Path(tower.name)
-        found["appearance"] = (
-            f"vision tower {folder.name}: {stated_licence(folder)}; else {TRAINED}"
-        )
+        found["vision"] = f"vision tower {folder.name}: {stated_licence(folder)}"
     if text is not None:
         found["text"] = found["tokenizer"] = f"{text.name}: {stated_licence(text.folder)}"
     return found

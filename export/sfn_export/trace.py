@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
@@ -22,8 +23,12 @@ from sfn_train.dual_memory import DualMemory
 from sfn_train.dual_memory import part_specs as dual_specs
 from sfn_train.model import SFN
 from sfn_train.model.sfn import Decoder
+from sfn_train.model.tmfe import AppearanceEncoder
 from sfn_train.text import TextModel
-from sfn_train.torch_backend import DECODER_INPUTS, part_specs
+from sfn_train.torch_backend import DECODER_INPUTS, part_specs, vision_spec
+
+if TYPE_CHECKING:
+    from sfn_train.model.tower import VisionTower
 
 OPSET = 20  # the newest that TensorRT always built; 23's Attention in fp32 does not
 EXAMPLE = {"batch": 2, "tokens": 9}  # sizes to trace at: an axis of 1 would be taken for fixed
@@ -69,6 +74,19 @@ class EncoderPart(nn.Module):
         return result if isinstance(result, tuple) else (result,)
 
 
+class ProjectionPart(nn.Module):
+    """The appearance branch behind a vision tower, which is a part of its own."""
+
+    def __init__(self, encoder: AppearanceEncoder) -> None:
+        super().__init__()
+        self.project, self.project_skip = encoder.project, encoder.project_skip
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """(B, 1 + N, C) and (B, N, C), each at the decoder's width."""
+        hidden, embedded = tensors
+        return self.project(hidden), self.project_skip(embedded)
+
+
 class AutoencoderPart(nn.Module):
     """The dual-memory system: a clip to the error of its scored frame."""
 
@@ -103,7 +121,13 @@ def part_module(
         if text is None:
             raise ExportError("this model has a semantic branch; give its sentence encoder")
         return EncoderPart(text.module())
-    module = model.appearance if part == "appearance" else model.motion
+    encoder = model.appearance
+    if encoder is not None and model.config.tower is not None:
+        if part == "vision":
+            return EncoderPart(encoder.vit)
+        if part == "appearance":
+            return ProjectionPart(encoder)
+    module = {"appearance": encoder, "motion": model.motion}.get(part)
     if module is None:
         raise ExportError(f"the model has no part {part!r}: its branch was off in training")
     return EncoderPart(module)
@@ -120,7 +144,22 @@ def trace_part(
 ) -> PartSpec:
     """Write one part's graph to `path` and return what it takes and gives."""
     spec = specs_of(model, text=True)[part]
-    export_onnx(part_module(part, model, text, form, block), spec, path)
+    return traced(part, part_module(part, model, text, form, block), spec, path)
+
+
+def tower_graph(tower: "VisionTower", path: Path) -> PartSpec:
+    """Write the part `vision` of a tower alone: the bytes that `trace_part` writes of a model's.
+
+    So a VLM whose tower a model was trained with brings no second graph of it.
+    """
+    side = tower.image_size
+    spec = vision_spec((side, side), (side // tower.patch) ** 2, tower.width)
+    return traced("vision", EncoderPart(tower), spec, path)
+
+
+def traced(part: str, module: nn.Module, spec: PartSpec, path: Path) -> PartSpec:
+    """Write a graph that is valid, loads, and takes and gives what `spec` says."""
+    export_onnx(module, spec, path)
     found = check_graph(part, path)
     if found != spec:
         raise ExportError(f"{path}: {part} was traced as {found}, expected {spec}")

@@ -17,6 +17,18 @@ from numpy.typing import NDArray
 from sfn_rt.backends.base import Backend
 
 FloatArray = NDArray[np.float32]
+OUTPUTS = ("next_frame", "semantic", "distilled")  # of the decoder
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A block's frames after the encoders: what the decoder needs of them besides captions."""
+
+    n_predicted: int  # p: frames of the block that have T before them
+    feeds: Mapping[str, FloatArray]  # decoder inputs (p, ...); empty where p is 0
+    tokens: FloatArray | None  # (p, 1 + N, D) of the last observed frame of each clip
+    difference: FloatArray  # (p, 3, h, w) between the last two observed frames of each clip
+    hidden: FloatArray | None  # (p + T - 1, 1 + N, C) of the clips' frames by the vision tower
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Prediction:
 
     next_frame: FloatArray | None  # (p, 3, h, w); None: the model has no picture branch
     semantic: FloatArray | None  # (p, K S), as the captions it was given
+    distilled: FloatArray | None  # (p,) semantic error that the captions would have shown
 
 
 class Predictor:
@@ -34,20 +47,25 @@ class Predictor:
         self._backend, self._observed = backend, observed
         decoder = backend.parts["decoder"]
         self._inputs = {spec.name for spec in decoder.inputs}
-        self._outputs = [s.name for s in decoder.outputs if s.name in ("next_frame", "semantic")]
+        self._outputs = [s.name for s in decoder.outputs if s.name in OUTPUTS]
         self._kept: dict[str, FloatArray] = {}
 
-    def step(self, frames: FloatArray, text: FloatArray | None) -> Prediction | None:
-        """Take the next frames (b, 3, h, w), and (p, K S) embeddings of their clips' captions.
+    def encode(self, frames: FloatArray) -> Encoded:
+        """Take the next frames (b, 3, h, w), each run through the encoders once.
 
         p is b, less the frames of the video's beginning that have fewer than T before them.
         """
         before = len(self._kept["frame"]) if "frame" in self._kept else 0
         known = self._extend("frame", frames)
         feeds: dict[str, FloatArray] = {}
-        t = self._observed
+        tokens = hidden = None
+        t, n = self._observed, max(0, len(known) - self._observed)
         if "appearance" in self._inputs:
-            encoded = self._backend.infer("appearance", {"frame": frames})
+            seen = {"frame": frames}
+            if "vision" in self._backend.parts:
+                seen = self._backend.infer("vision", seen)
+                hidden = self._extend("hidden", seen["hidden"])[:-1]
+            encoded = self._backend.infer("appearance", seen)
             tokens = self._extend("tokens", encoded["tokens"])
             skips = self._extend("skip", encoded["skip"])
             feeds["appearance"] = _clips(tokens[:-1], t)
@@ -61,22 +79,25 @@ class Predictor:
                 feeds["motion"] = _clips(motion[:-1], t - 1)
         if "last_frame" in self._inputs:
             feeds["last_frame"] = known[t - 1 : -1]
-        n_predicted = max(0, len(known) - t)
         self._forget()
-        if n_predicted == 0:
+        if n == 0:
+            return Encoded(0, {}, None, known[:0], None)
+        last = None if tokens is None else tokens[t - 1 : -1]
+        return Encoded(n, feeds, last, known[t - 1 : -1] - known[t - 2 : -2], hidden)
+
+    def decode(self, encoded: Encoded, text: FloatArray | None) -> Prediction | None:
+        """Predict the block's frames, given (p, K S) embeddings of their clips' captions."""
+        n = encoded.n_predicted
+        if n == 0:
             return None
+        feeds = dict(encoded.feeds)
         if "text" in self._inputs:
-            if text is None or len(text) != n_predicted:
-                raise ValueError(f"{n_predicted} clips need as many embeddings, got {text}")
+            if text is None or len(text) != n:
+                raise ValueError(f"{n} clips need as many embeddings, got {text}")
             feeds["text"] = text
         whole = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         predicted = self._backend.infer("decoder", whole, self._outputs)
-        return Prediction(predicted.get("next_frame"), predicted.get("semantic"))
-
-    def n_predicted(self, n_frames: int) -> int:
-        """How many of the next `n_frames` frames will be predicted."""
-        known = len(self._kept["frame"]) if "frame" in self._kept else 0
-        return max(0, known + n_frames - self._observed)
+        return Prediction(*(predicted.get(name) for name in OUTPUTS))
 
     def state(self) -> dict[str, FloatArray]:
         """Arrays to continue from, exactly."""

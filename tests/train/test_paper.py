@@ -228,12 +228,14 @@ def test_weights_to_scores(run: Path, sources: Path, footage: Path, tmp_path: Pa
     done(invoke(export_app, "bundle", run, "--out", bundle, "--frames", "12", "--threads", "1"))
     manifest = load_bundle(bundle).manifest
     assert manifest.profile == "paper_ped2"
-    assert set(manifest.parts) == {"appearance", "motion", "decoder", "text"}
+    assert list(manifest.parts) == ["vision", "appearance", "motion", "decoder", "text"]
     assert manifest.visual["measure"] == "mean"
     assert manifest.semantics is not None
     assert (manifest.semantics.captioner, manifest.semantics.stride) == ("cached", 1)
     assert manifest.semantics.captions is None  # written by hand
-    assert manifest.provenance.licences["appearance"].startswith("vision tower tower: not stated")
+    licences = manifest.provenance.licences
+    assert licences["vision"] == "vision tower tower: not stated in tower"
+    assert licences["appearance"].startswith("trained by the bundle's maker")
 
     (clip, _) = open_dataset(footage).train
     with open_model(bundle) as opened:  # export compares on the captions made for its clips

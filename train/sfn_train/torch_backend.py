@@ -26,6 +26,12 @@ DECODER_INPUTS = ("appearance", "motion", "text", "skip", "last_frame")  # in fo
 Shapes = Mapping[str, tuple[int | str, ...]]
 
 
+def vision_spec(size: tuple[int, int], patches: int, width: int) -> PartSpec:
+    """A vision tower for frames of `size`: of the model, of the VLM, or of both at once."""
+    seen = {"hidden": ("batch", 1 + patches, width), "embedded": ("batch", patches, width)}
+    return _part({"frame": ("batch", 3, *size)}, seen)
+
+
 def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
     """What the parts of one model take and give; a branch that is off is absent."""
     n = c.n_patches
@@ -35,7 +41,11 @@ def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
     feeds: dict[str, tuple[int | str, ...]] = {}
     if c.use_appearance:
         tokens, skip = ("batch", 1 + n, c.dim), ("batch", n, c.dim)
-        parts["appearance"] = _part({"frame": image}, {"tokens": tokens, "skip": skip})
+        given: Shapes = {"frame": image}
+        if c.tower is not None:
+            parts["vision"] = vision_spec((c.frame_height, c.frame_width), n, c.appearance_dim)
+            given = {tensor.name: tensor.shape for tensor in parts["vision"].outputs}
+        parts["appearance"] = _part(given, {"tokens": tokens, "skip": skip})
         feeds["appearance"] = ("batch", c.observed, 1 + n, c.dim)
     if c.use_motion:
         parts["motion"] = _part({"difference": image}, {"tokens": ("batch", 1 + n, c.motion_dim)})
@@ -97,8 +107,13 @@ class TorchBackend:
             return {name: computed[name].cpu().numpy() for name in names}
 
     def _run(self, part: str, inputs: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+        if part == "vision" and self._model.appearance is not None:
+            hidden, embedded = self._model.appearance.vit(inputs["frame"])
+            return {"hidden": hidden, "embedded": embedded}
         if part == "appearance" and self._model.appearance is not None:
-            tokens, skip = self._model.appearance(inputs["frame"])
+            encode = self._model.appearance
+            seen = (inputs[tensor.name] for tensor in self.parts[part].inputs)
+            tokens, skip = encode.projected(*seen) if "vision" in self.parts else encode(*seen)
             return {"tokens": tokens, "skip": skip}
         if part == "motion" and self._model.motion is not None:
             return {"tokens": self._model.motion(inputs["difference"])}
