@@ -44,7 +44,8 @@ def runtime(backend: OrtBackend, observed: int, frames: np.ndarray, text: np.nda
     start = time.perf_counter()
     for i in range(0, len(frames), BLOCK):
         block = frames[i : i + BLOCK]
-        predictor.step(block, np.repeat(text, predictor.n_predicted(len(block)), axis=0))
+        encoded = predictor.encode(block)
+        predictor.decode(encoded, np.repeat(text, encoded.n_predicted, axis=0))
     return time.perf_counter() - start
 
 

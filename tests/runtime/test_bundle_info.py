@@ -102,7 +102,7 @@ def test_tells_model_files_and_origin(bundle: Path) -> None:
 
 def test_tells_which_system_it_holds(bundle: Path) -> None:
     text = inspect_bundle(bundle).text()
-    assert "sfn-vad, profile edge, exported by sfn 0.1.0, schema 2" in text
+    assert "sfn-vad, profile edge, exported by sfn 0.1.0, schema 3" in text
     assert "scene, one for 8 frames, embedded by all-MiniLM-L6-v2 in 384 numbers" in text
 
 

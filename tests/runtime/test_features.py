@@ -46,6 +46,10 @@ class WholeClip(RepeatLastFrame):
         return {"next_frame": frame, "semantic": frame[:, 0, 0, :S].copy()}
 
 
+def step(predictor: Predictor, frames: Array, text: Array | None) -> Prediction | None:
+    return predictor.decode(predictor.encode(frames), text)
+
+
 def video(n: int, seed: int = 0) -> tuple[Array, Array]:
     """n frames, and the caption embedding of the clip before each (the first T have none)."""
     rng = np.random.default_rng(seed)
@@ -77,10 +81,10 @@ def stream(backend: WholeClip, frames: Array, text: Array, sizes: Sequence[int])
     found, start, turn = [], 0, 0
     while start < len(frames):
         block = frames[start : start + sizes[turn % len(sizes)]]
-        n = predictor.n_predicted(len(block))
+        encoded = predictor.encode(block)
         stop = start + len(block)
-        prediction = predictor.step(block, text[stop - n : stop])
-        assert (prediction is None) == (n == 0)
+        prediction = predictor.decode(encoded, text[stop - encoded.n_predicted : stop])
+        assert (prediction is None) == (encoded.n_predicted == 0)
         if prediction is not None:
             found.append(prediction.next_frame)
         start, turn = stop, turn + 1
@@ -123,17 +127,17 @@ def test_each_frame_and_each_difference_is_encoded_exactly_once(sizes: str) -> N
 def test_fewer_frames_than_a_clip_predict_nothing() -> None:
     frames, _ = video(T)
     backend = WholeClip()
-    assert Predictor(backend, T).step(frames, None) is None
+    assert step(Predictor(backend, T), frames, None) is None
     assert backend.images["decoder"] == 0
 
 
 def test_semantic_prediction_comes_along() -> None:
     frames, text = video(6)
-    prediction = Predictor(WholeClip(), T).step(frames, text[T:])
+    prediction = step(Predictor(WholeClip(), T), frames, text[T:])
     assert isinstance(prediction, Prediction)
     assert prediction.semantic is not None
     assert prediction.semantic.shape == (2, S)
-    blind = Predictor(WholeClip(without=("text",)), T).step(frames, None)
+    blind = step(Predictor(WholeClip(without=("text",)), T), frames, None)
     assert blind is not None
     assert blind.semantic is None
 
@@ -146,8 +150,8 @@ def test_a_model_of_captions_alone_predicts_their_meaning() -> None:
         tuple(o for o in backend.parts["decoder"].outputs if o.name == "semantic"),
     )
     predictor = Predictor(backend, T)
-    assert predictor.step(frames[:3], None) is None
-    prediction = predictor.step(frames[3:], text[T:])
+    assert step(predictor, frames[:3], None) is None
+    prediction = step(predictor, frames[3:], text[T:])
     assert prediction is not None
     assert prediction.next_frame is None
     assert prediction.semantic is not None
@@ -158,20 +162,17 @@ def test_a_model_of_captions_alone_predicts_their_meaning() -> None:
 def test_too_few_captions_are_a_bug_that_shows() -> None:
     frames, text = video(8)
     with pytest.raises(ValueError, match="4 clips need as many embeddings"):
-        Predictor(WholeClip(), T).step(frames, text[:1])
+        step(Predictor(WholeClip(), T), frames, text[:1])
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 8, 11])
 def test_state_continues_to_the_same_bits(at: int) -> None:
     frames, text = video(16)
     whole = Predictor(WholeClip(last_frame=True), T)
-    n = whole.n_predicted(at)
-    whole.step(frames[:at], text[at - n : at])
+    step(whole, frames[:at], text[at - max(0, at - T) : at])
     again = Predictor(WholeClip(last_frame=True), T)
     again.restore(whole.state())
-    n = whole.n_predicted(16 - at)
-    assert n == again.n_predicted(16 - at)
-    a, b = (p.step(frames[at:], text[16 - n :]) for p in (whole, again))
+    a, b = (step(p, frames[at:], text[max(at, T) :]) for p in (whole, again))
     assert a is not None
     assert b is not None
     np.testing.assert_array_equal(a.next_frame, b.next_frame)
@@ -183,8 +184,7 @@ def test_memory_does_not_grow_with_the_video() -> None:
         predictor = Predictor(WholeClip(), T)
         for start in range(0, n, 8):
             stop = min(start + 8, n)
-            n_predicted = predictor.n_predicted(stop - start)
-            predictor.step(frames[start:stop], text[stop - n_predicted : stop])
+            step(predictor, frames[start:stop], text[max(start, T) : stop])
         # Arrays that are views keep what they look into alive.
         assert all(array.base is None for array in predictor.state().values())
         return sum(array.nbytes for array in predictor.state().values())
@@ -192,7 +192,7 @@ def test_memory_does_not_grow_with_the_video() -> None:
     assert kept(16) == kept(96)
     lengths = Predictor(WholeClip(), T)
     frames, text = video(20)
-    lengths.step(frames, text[T:])
+    step(lengths, frames, text[T:])
     assert {k: len(v) for k, v in lengths.state().items()} == {
         "frame": T,
         "tokens": T,
