@@ -8,7 +8,7 @@ of an event continues that event: one walker behind a pillar is one event, not t
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,7 +19,19 @@ RELEASE = 0.8  # share of the threshold at which an event ends
 MIN_GAP_S = 1.0  # shorter pauses do not end an event
 
 Box = tuple[float, float, float, float]  # x, y, w, h in source pixels
-Description = tuple[str, str, Box | None]  # caption, explanation, box
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is said and shown of one frame; without a caption there is nothing to say of it."""
+
+    caption: str = ""
+    explanation: str = ""
+    box: Box | None = None
+    nearest: str = ""  # the caption of normal footage that is most like this one
+    new: tuple[str, ...] = ()  # phrases of the caption that `nearest` does not say
+    caption_age: int | None = None  # frames since what it tells of was newest
+    caption_cut: bool = False  # it had not ended at the most words allowed
 
 
 def min_gap_frames(fps: float) -> int:
@@ -28,8 +40,8 @@ def min_gap_frames(fps: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
-    """One abnormal stretch of a video; frames are 0-based and both ends belong to it."""
+class Event(Description):
+    """One abnormal stretch of a video, described by its peak; frames are 0-based, both ends in."""
 
     start_frame: int
     end_frame: int
@@ -38,9 +50,13 @@ class Event:
     end_s: float
     peak_s: float
     score: float  # at the peak
-    caption: str  # of the peak
-    explanation: str
-    box: Box | None  # of the peak
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        """From `asdict` of one that has been through JSON, where tuples became lists."""
+        box = raw["box"]
+        x_y_w_h = None if box is None else (box[0], box[1], box[2], box[3])
+        return cls(**{**raw, "box": x_y_w_h, "new": tuple(raw.get("new", ()))})
 
 
 class EventDetector:
@@ -98,13 +114,8 @@ class EventDetector:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
-        event = state["open"]
         self._active = bool(state["active"])
-        self._open = None
-        if event is not None:
-            box = event["box"]
-            x_y_w_h = None if box is None else (box[0], box[1], box[2], box[3])
-            self._open = Event(**{**event, "box": x_y_w_h})
+        self._open = None if state["open"] is None else Event.of(state["open"])
 
     @staticmethod
     def _peak(
@@ -115,8 +126,8 @@ class EventDetector:
         start_frame: int,
         start_s: float,
     ) -> Event:
-        caption, explanation, box = describe()
         return Event(
+            **vars(describe()),
             start_frame=start_frame,
             end_frame=frame,
             peak_frame=frame,
@@ -124,9 +135,6 @@ class EventDetector:
             end_s=time_s,
             peak_s=time_s,
             score=score,
-            caption=caption,
-            explanation=explanation,
-            box=box,
         )
 
 

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,7 @@ class VideoRun:
             reasons.append((surprise["semantic"], "what happens is described unlike normal life"))
         reasons.sort(key=lambda reason: -reason[0])
         said = [text for value, text in reasons if value >= 3.0] or [reasons[0][1]]
-        return row.caption or "", "; ".join(said), box
+        return Description(caption=row.caption or "", explanation="; ".join(said), box=box)
 
     def _looks(self, evidence: float) -> str:
         """Words for the visual evidence of a frame."""
@@ -329,7 +329,7 @@ class Checkpoint:
         run.rows.restore(rows, plain["rows"])
         run.causal.restore(plain["causal"])
         run.detector.restore(plain["detector"])
-        run.events = [_event(raw) for raw in plain["events"]]
+        run.events = [Event.of(raw) for raw in plain["events"]]
         run.warnings = list(plain["warnings"])
         return run.n_taken
 
@@ -346,14 +346,6 @@ def _identity(source: Path, name: str, model: Model, options: ScoreOptions) -> d
         "--fps": options.fps,
         "--threads": options.threads,
     }
-
-
-def _event(raw: Mapping[str, Any]) -> Event:
-    event = Event(**raw)
-    if event.box is None:
-        return event
-    x, y, w, h = event.box
-    return replace(event, box=(x, y, w, h))
 
 
 def grouped(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

@@ -3,8 +3,20 @@ import json
 import numpy as np
 import pytest
 
-from sfn_rt.events import Event, EventDetector, find_events, min_gap_frames
+from sfn_rt.events import Description, Event, EventDetector, find_events, min_gap_frames
 from sfn_rt.exceptions import InputError
+
+
+def said(frame: int) -> Description:
+    return Description(
+        caption=f"caption {frame}",
+        explanation=f"why {frame}",
+        box=(frame / 3, 0.0, 8.0, 9.0),
+        nearest="a usual caption",
+        new=("caption", str(frame)),
+        caption_age=frame % 8,
+        caption_cut=frame % 2 == 0,
+    )
 
 
 def detect(scores, threshold=1.0, release=0.8, gap=1) -> list[Event]:
@@ -15,7 +27,7 @@ def detect(scores, threshold=1.0, release=0.8, gap=1) -> list[Event]:
             frame,
             frame / 10,
             score,
-            lambda frame=frame: (f"caption {frame}", f"why {frame}", (frame, 0.0, 8.0, 9.0)),
+            lambda frame=frame: said(frame),
         )
         events += [event] if event else []
     last = detector.finish()
@@ -39,7 +51,11 @@ def test_an_event_begins_at_the_threshold_and_ends_below_the_release():
         score=1.7,
         caption="caption 4",
         explanation="why 4",
-        box=(4, 0.0, 8.0, 9.0),
+        box=(4 / 3, 0.0, 8.0, 9.0),
+        nearest="a usual caption",
+        new=("caption", "4"),
+        caption_age=4,
+        caption_cut=True,
     )
 
 
@@ -57,16 +73,14 @@ def test_unscored_frames_belong_to_no_event():
 
 def test_an_event_is_reported_as_soon_as_it_cannot_go_on():
     detector = EventDetector(1.0, min_gap_frames=2)
-    results = [
-        detector.update(t, 0.0, s, lambda: ("", "", None)) for t, s in enumerate([2, 0, 0, 0])
-    ]
+    results = [detector.update(t, 0.0, s, Description) for t, s in enumerate([2, 0, 0, 0])]
     assert [result is not None for result in results] == [False, False, True, False]
 
 
 def test_dropped_frames_do_not_glue_events_together():
     detector = EventDetector(1.0, min_gap_frames=2)
-    assert detector.update(0, 0.0, 2.0, lambda: ("", "", None)) is None
-    finished = detector.update(100, 10.0, 2.0, lambda: ("", "", None))
+    assert detector.update(0, 0.0, 2.0, Description) is None
+    finished = detector.update(100, 10.0, 2.0, Description)
     assert finished is not None
     assert (finished.start_frame, finished.end_frame) == (0, 0)
     assert detector.finish().start_frame == 100
@@ -77,7 +91,7 @@ def test_describe_is_asked_only_at_new_peaks():
     detector = EventDetector(1.0, min_gap_frames=1)
     for frame, score in enumerate([0.9, 1.0, 2.0, 2.0, 1.5, 3.0, 0.0]):
         detector.update(
-            frame, 0.0, score, lambda frame=frame: (asked.append(frame) or "", "", None)
+            frame, 0.0, score, lambda frame=frame: Description(caption=asked.append(frame) or "")
         )
     assert asked == [1, 2, 5]
 
@@ -95,14 +109,22 @@ def test_whole_video_rule_equals_the_stream(gap: int, release: float):
     assert find_events(np.array([]), 1.0) == []
 
 
+def test_an_event_without_a_caption_has_nothing_to_say_of_it():
+    detector = EventDetector(1.0)
+    detector.update(0, 0.0, 2.0, lambda: Description(explanation="3 times faster"))
+    event = detector.finish()
+    assert event is not None
+    assert (event.caption, event.nearest, event.new) == ("", "", ())
+    assert (event.caption_age, event.caption_cut) == (None, False)
+
+
 @pytest.mark.parametrize("cut", [3, 10, 25, 33, 50])
 def test_detector_goes_on_exactly_from_a_saved_state(cut: int):
     scores = np.random.default_rng(8).random(60) * 1.5
 
     def run(detector: EventDetector, start: int, stop: int) -> list[Event | None]:
         return [
-            detector.update(t, t / 7, scores[t], lambda t=t: ("c", "e", (t / 3, 1.0, 2.0, 3.0)))
-            for t in range(start, stop)
+            detector.update(t, t / 7, scores[t], lambda t=t: said(t)) for t in range(start, stop)
         ]
 
     whole = EventDetector(1.0, min_gap_frames=3)
