@@ -19,11 +19,19 @@ ESCAPE_SEQUENCES = re.compile(
 JOINERS = "\u200c\u200d"
 
 
-def printable(text: str, *, limit: int = 2000) -> str:
-    """One line of `text` without escape sequences, control and direction characters."""
+def one_line(text: str) -> str:
+    """All of `text` in one line, without escape sequences, control and direction characters."""
     text = ESCAPE_SEQUENCES.sub("", text)
-    text = " ".join("".join(_shown(char) for char in text).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return " ".join("".join(_shown(char) for char in text).split())
+
+
+def printable(text: str, *, limit: int = 2000) -> str:
+    """`one_line` of text, cut at `limit` characters."""
+    looked_at = text[: 8 * limit]  # of an endless text, most will not be seen
+    shown = one_line(looked_at)
+    if len(shown) <= limit and len(looked_at) == len(text):
+        return shown
+    return shown[: limit - 1] + "…"
 
 
 def escaped(text: str, *, limit: int = 2000) -> str:

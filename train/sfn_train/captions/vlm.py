@@ -19,6 +19,7 @@ from torch import Tensor
 from sfn_rt.exceptions import DataError
 from sfn_rt.frames import Image
 from sfn_rt.preprocess import Preprocessing, preprocess
+from sfn_rt.semantics.caption_text import NOTHING_SAID, clean_caption
 from sfn_train.weights.folder import (
     CONFIG,
     CONVERT,
@@ -46,7 +47,6 @@ QUESTION = (
     "doing?"
 )
 END_OF_TURN = "<|im_end|>"
-NOTHING_SAID = "No description."  # where the model ends at once: a caption is never empty
 
 # What of a weights folder decides its captions.
 DECISIVE = ("*.safetensors", CONFIG, "generation_config.json", *TOKENIZER_FILES)
@@ -159,7 +159,7 @@ class Vlm:
 
     def _said(self, tokens: list[int]) -> Said:
         end = next((i for i, token in enumerate(tokens) if token in self._stops), None)
-        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+        text = clean_caption(self._tokenizer.decode(tokens[:end], skip_special_tokens=True))
         return Said(text or NOTHING_SAID, cut=end is None)
 
     def _tokenise(self, folder: Path) -> Tensor:
