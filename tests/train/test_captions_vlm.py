@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sfn_rt.exceptions import DataError
 from sfn_rt.preprocess import Preprocessing, preprocess
+from sfn_rt.semantics.caption_text import clean_caption
 from sfn_train.captions.make import OneProcess
 from sfn_train.captions.units import Unit
 from sfn_train.captions.vlm import FRAMES, Said, Vlm, model_sha256, read_tile
@@ -77,7 +78,7 @@ def texts(weights: Path, tokens: list[list[int]]) -> list[str]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(weights)
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
+    return [clean_caption(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
 
 
 @pytest.mark.parametrize("batch", [1, 4, N_CLIPS])
@@ -110,6 +111,14 @@ def test_a_caption_that_reaches_the_cap_is_cut_and_one_that_ends_is_not(
     assert [one.cut for one in said] == [end is None for end in ends]
     spoken = texts(copy, [row[:end] for row, end in zip(alone, ends, strict=True)])
     assert [one.text for one in said] == [text or "No description." for text in spoken]
+
+
+def test_a_caption_is_one_line_that_steers_no_terminal(vlm: Vlm) -> None:
+    tokenizer = vlm._tokenizer
+    said = [
+        vlm._said(tokenizer(text)["input_ids"]) for text in (" \x1b[2J a\r\nman\u202e ", "\x1b[0m")
+    ]
+    assert [one.text for one in said] == ["a man", "No description."]
 
 
 def test_captions_are_greedy_whatever_the_folder_asks_for(
