@@ -31,8 +31,13 @@ if TYPE_CHECKING:
     from sfn_train.model.tower import VisionTower
 
 OPSET = 20  # the newest that TensorRT always built; 23's Attention in fp32 does not
-EXAMPLE = {"batch": 2, "tokens": 9}  # sizes to trace at: an axis of 1 would be taken for fixed
-LARGEST = {"batch": 1024, "tokens": 512}
+# Of each dynamic axis the size to trace at (an axis of 1 would be taken for fixed), and its range.
+EXAMPLE = {"batch": 2, "tokens": 9, "sequence": 5, "past": 7}
+SMALLEST = {"batch": 1, "tokens": 2, "sequence": 1, "past": 0}
+LARGEST = {"batch": 1024, "tokens": 512, "sequence": 1 << 15, "past": 1 << 15}
+# Larger weights lie beside their graph: protobuf ends at 2 GiB, and a graph that holds its weights
+# is in memory twice while it loads, where a file beside it is mapped.
+INLINE_BYTES = 1 << 30
 TORCH_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (  # torch about torch, while it exports
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
     (
@@ -169,7 +174,7 @@ def traced(part: str, module: nn.Module, spec: PartSpec, path: Path) -> PartSpec
 def export_onnx(module: nn.Module, spec: PartSpec, path: Path) -> None:
     """Trace `module` with the shapes and names of `spec`; nothing of this machine is recorded."""
     names = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
-    dims = {n: torch.export.Dim(n, min=1 + (n == "tokens"), max=LARGEST[n]) for n in sorted(names)}
+    dims = {n: torch.export.Dim(n, min=SMALLEST[n], max=LARGEST[n]) for n in sorted(names)}
     dynamic = tuple(
         {i: dims[axis] for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
         for tensor in spec.inputs
@@ -188,9 +193,10 @@ def export_onnx(module: nn.Module, spec: PartSpec, path: Path) -> None:
         )
     if program is None:
         raise ExportError(f"{path}: torch.onnx.export returned no program")
-    graph = program.model_proto
+    graph = _graph_of(program, path)
     _anonymise(graph)
     _leave_unsorted(graph)
+    _name_axes(graph, spec)
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
@@ -210,6 +216,23 @@ def _example(tensor: TensorSpec) -> Tensor:
     if tensor.dtype == "int64":
         return torch.ones(shape, dtype=torch.int64)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _graph_of(program: torch.onnx.ONNXProgram, path: Path) -> onnx.ModelProto:
+    """The graph with its weights, or without them where they are put into a file beside `path`."""
+    weights = program.model.graph.initializers.values()
+    if sum(weight.const_value.nbytes for weight in weights if weight.const_value) <= INLINE_BYTES:
+        return program.model_proto
+    program.save(path, external_data=True)  # to `path` with .data behind it, tensor after tensor
+    return onnx.load(path, load_external_data=False)
+
+
+def _name_axes(graph: onnx.ModelProto, spec: PartSpec) -> None:
+    """Call an output's axis what the spec calls it: torch says `past + sequence`."""
+    for value, tensor in zip(graph.graph.output, spec.outputs, strict=True):
+        for axis, name in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
+            if axis.dim_param and isinstance(name, str):
+                axis.dim_param = name
 
 
 def _anonymise(graph: onnx.ModelProto) -> None:

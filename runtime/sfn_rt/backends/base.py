@@ -11,6 +11,9 @@ from sfn_rt.exceptions import InputError
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = Mapping[str, Array]
 
+# A key-value cache holds nothing before the first token: these axes alone may be 0.
+EMPTY_AXES = ("past", "past_sequence_length")
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -110,6 +113,6 @@ def check_feeds(backend: str, part: str, specs: Sequence[TensorSpec], feeds: Arr
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:
     return len(shape) == len(declared) and all(
-        size >= 1 if isinstance(axis, str) else size == axis
+        size >= (axis not in EMPTY_AXES) if isinstance(axis, str) else size == axis
         for size, axis in zip(shape, declared, strict=True)
     )

@@ -17,7 +17,12 @@ from sfn_rt.bundle import Bundle
 from sfn_rt.exceptions import BackendError, BundleError
 
 PROVIDER = "CPUExecutionProvider"
-DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
 
 
 class OrtBackend:
