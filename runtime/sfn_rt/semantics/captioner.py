@@ -1,15 +1,16 @@
 """A caption says what happens in a clip; whoever can do that is a `Captioner`.
 
-A caption is made where (t - observed) is a multiple of the stride, for the clip that predicts
-frame t and so ends at frame t - 1; it holds until the next one. Its sentence embedding is the
-text input of the model and the target of the semantic term. A model that reads several caption
-windows gets one caption of each, all made at the same frames: `narrator.py` keeps count.
+A caption asked for at frame t is of the clip that predicts t and so ends at frame t - 1. Its
+sentence embedding is the text input of the model and the target of the semantic term. A model that
+reads several caption windows gets one caption of each, all made at the same frames. `narrator.py`
+keeps what a caption can be made of, `lane.py` decides at which frames one is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sfn_rt.backends.base import Array
 from sfn_rt.frames import Frame
 from sfn_rt.semantics.scene import Scene
 
@@ -22,6 +23,30 @@ class Clip:
     frames: Sequence[Frame]  # of a window longer than the observed frames, only those are kept
     scenes: Sequence[Scene]  # of the whole window
     longer: bool = False  # the window is longer than the observed frames: tell all of it
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """All that captions for predicting one frame can be made of; those before it, oldest first.
+
+    Axes: T observed frames, N patches, C width of the vision tower.
+    """
+
+    t: int  # index of the predicted frame, which is not among them
+    time_s: float  # of it
+    frames: Sequence[Frame]  # the T observed
+    scenes: Sequence[Scene]  # of the longest window
+    hidden: Array | None = None  # (T, 1+N, C) where the model's own tower saw the frames already
+    stream: int = 0  # tells videos apart for who keeps things by frame index; no more than that
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a language model said of a clip."""
+
+    text: str
+    cut: bool  # it had not ended at the cap
+    tokens: tuple[int, ...] = ()
 
 
 class Captioner(Protocol):
