@@ -128,5 +128,5 @@ def rtx(
         built = check_rtx(path)
         typer.echo(
             f"{path}: {built.layers} layers, {built.megabytes:.1f} MB for {', '.join(TARGETS)}, "
-            f"{built.seconds:.1f} s"
+            f"{built.seconds:.1f} s{', prefill and decode' if built.profiles > 1 else ''}"
         )

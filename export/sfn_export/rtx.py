@@ -1,7 +1,12 @@
 """Would TensorRT take these graphs? TensorRT-RTX parses and builds them ahead of time on the CPU.
 
 It is the same parser and the same kinds of refusal as TensorRT's, needs no GPU, and takes seconds:
-a gate for every graph that is exported.
+a gate for every graph that is exported. An int4 variant of a VLM's language model is made for
+ONNX Runtime, of operators that TensorRT does not know, and is refused here.
+
+A language model with a key-value cache is used in two ways that no one range of sizes serves: it
+reads a whole prompt behind nothing (prefill), then a token at a time behind all that was said
+(decode). It gets an optimisation profile for each.
 """
 
 import time
@@ -13,7 +18,12 @@ from typing import Any
 from sfn_export.exceptions import RtxError
 
 TARGETS = ("SM86", "SM89", "SM120")  # Ampere, Ada and Blackwell cards
-AXES = {"batch": (1, 1, 8), "tokens": (2, 16, 128)}  # smallest, usual, largest
+Range = tuple[int, int, int]  # smallest, usual, largest
+AXES: dict[str, Range] = {"batch": (1, 1, 8), "tokens": (2, 16, 128)}
+# Four frames of 256 tokens and a question make about 1100; a caption is cut at 1024 more.
+PREFILL: dict[str, Range] = {"sequence": (1, 1100, 2048), "past": (0, 0, 0)}
+DECODE: dict[str, Range] = {"sequence": (1, 1, 1), "past": (1, 1200, 4096)}
+PLACES = {0: "batch", 1: "tokens"}  # what a dynamic axis without a name is
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class RtxBuild:
     layers: int
     seconds: float
     megabytes: float  # of the engine for all targets
+    profiles: int  # 0: no axis is dynamic
 
 
 def check_rtx(path: Path, targets: tuple[str, ...] = TARGETS) -> RtxBuild:
@@ -40,12 +51,13 @@ def check_rtx(path: Path, targets: tuple[str, ...] = TARGETS) -> RtxBuild:
     config.num_compute_capabilities = len(targets)
     for i, target in enumerate(targets):
         config.set_compute_capability(getattr(trt.ComputeCapability, target), i)
-    _add_profile(builder, config, network, parser, path)
+    _add_profiles(builder, config, network, path)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise RtxError(f"{path}: TensorRT-RTX cannot build {_refusals(path, parser, logger)}")
     seconds = time.perf_counter() - start
-    return RtxBuild(path, network.num_layers, seconds, engine.nbytes / 1e6)
+    megabytes = engine.nbytes / 1e6
+    return RtxBuild(path, network.num_layers, seconds, megabytes, config.num_optimization_profiles)
 
 
 def graphs_in(paths: Iterable[Path]) -> list[Path]:
@@ -86,22 +98,35 @@ def _collector(trt: Any) -> Any:
     return Collector()
 
 
-def _add_profile(builder: Any, config: Any, network: Any, parser: Any, path: Path) -> None:
-    """Give every dynamic axis its range. Axis 0 is the batch; axis 1, where dynamic, the tokens."""
-    profile = builder.create_optimization_profile()
-    dynamic = False
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        shape = tuple(tensor.shape)
-        ranges = [
-            AXES["batch" if axis == 0 else "tokens"] if size == -1 else (size, size, size)
-            for axis, size in enumerate(shape)
-        ]
-        if -1 in shape:
-            dynamic = True
-            profile.set_shape(tensor.name, *(tuple(r[j] for r in ranges) for j in range(3)))
-    if dynamic and config.add_optimization_profile(profile) < 0:
-        raise RtxError(f"{path}: TensorRT-RTX refuses the ranges {AXES} of its dynamic axes")
+def _add_profiles(builder: Any, config: Any, network: Any, path: Path) -> None:
+    """Give every dynamic axis its range: one profile, or two where there is a past."""
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    axes = {tensor.name: _axes(tensor) for tensor in tensors}
+    named = {axis for shape in axes.values() for axis in shape if isinstance(axis, str)}
+    if not named:
+        return
+    for ranges in (AXES | PREFILL, AXES | DECODE) if "past" in named else (AXES,):
+        if unknown := sorted(named - ranges.keys()):
+            raise RtxError(
+                f"{path}: the axis {unknown[0]!r} has no range of sizes; name it one of "
+                f"{sorted(AXES | PREFILL)}"
+            )
+        profile = builder.create_optimization_profile()
+        for name, shape in axes.items():
+            sizes = [ranges[axis] if isinstance(axis, str) else (axis,) * 3 for axis in shape]
+            if any(isinstance(axis, str) for axis in shape):
+                profile.set_shape(name, *zip(*sizes, strict=True))
+        if config.add_optimization_profile(profile) < 0:
+            used = {axis: ranges[axis] for axis in sorted(named)}
+            raise RtxError(f"{path}: TensorRT-RTX refuses the ranges {used} of its dynamic axes")
+
+
+def _axes(tensor: Any) -> tuple[int | str, ...]:
+    """Sizes of a network's input, names where they are dynamic."""
+    return tuple(
+        (tensor.get_dimension_name(i) or PLACES.get(i, f"axis {i}")) if size == -1 else size
+        for i, size in enumerate(tensor.shape)
+    )
 
 
 def _refusals(path: Path, parser: Any, logger: Any) -> str:
