@@ -32,6 +32,7 @@ from sfn_train.data.prepare import Footage, Prepared
 from sfn_train.data.split import Span
 from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
+from sfn_train.usual import usual_captions
 
 FALSE_ALARMS_PER_HOUR = 1.0
 HEAT_QUANTILE = 0.999
@@ -75,6 +76,8 @@ def fit_statistics(
         ]
     fps = float(np.median([video.fps for video in prepared.videos]))
     normal = fit_normal(scene, perception.terms, footage, fps)
+    if config.model.use_text:
+        normal = replace(normal, captions=usual_captions(prepared))
     info = {**run.info, "visual": asdict(visual)}
     return replace(run, normal=normal.to_arrays(), info=info)
 
