@@ -209,7 +209,7 @@ class Lane:
             self._newest = beat
             self._counts.asked += 1
             self._waiting.append(_Request(moment(), beat))
-        if self._waiting and self.settings.clock == "frames":
+        if self._waiting:
             self._begin_until(t)
         if len(self._waiting) > self.settings.queue:
             self._waiting.popleft()
@@ -238,7 +238,7 @@ class Lane:
             self._counts.empty += self._now.answer.empty
         if self._now is None:
             return NOTHING_YET
-        age = self._beat(t, time_s) - self._now.beat
+        age = max(0, self._beat(t, time_s) - self._now.beat)  # live clocks are set back at times
         answer = self._now.answer
         return Held(answer.captions, age, self.settings.weight(age), answer.cut, self._now.t)
 
@@ -314,7 +314,13 @@ class Lane:
         return rises or (signal and beat - newest >= settings.refresh)
 
     def _begin_until(self, t: int) -> None:
-        """Clock of frames: what the one worker that is thought of has begun by frame t."""
+        """What can be begun by frame t: on the clock of frames, by the one worker thought of."""
+        assert self._worker is not None
+        if self.settings.clock == "seconds":
+            if self._worker.instant:
+                self._begun.extend(self._waiting)
+                self._waiting.clear()
+            return
         while self._waiting and self._free <= t:
             request = self._waiting.popleft()
             request.due = self._free = max(self._free, request.beat) + self.settings.latency

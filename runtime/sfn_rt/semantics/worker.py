@@ -1,4 +1,4 @@
-"""Who makes the lane's captions: at once in this process, or meanwhile in another.
+"""Who makes the lane's captions: at once in this process, or meanwhile in another of its own.
 
 A worker takes batches of numbered moments and gives an answer to each number. The lane decides
 what is asked and when; a worker knows nothing of policies or clocks. One worker may serve several
@@ -15,9 +15,8 @@ from sfn_rt.semantics.narrator import check_windows, tell
 Batch = Sequence[tuple[int, Moment]]
 
 OUT_OF_MEMORY = (
-    "memory ran out while captioning ({error}); score on a machine with more of it, add a smaller "
-    "VLM to the bundle (`python -m sfn_export vlm --precision int4`), or leave captions out with "
-    "`--lane off`"
+    "memory ran out while captioning ({error}); free some, put a smaller VLM into the bundle "
+    "(`python -m sfn_export vlm --precision int4`), or leave captions out with `--lane off`"
 )
 
 
@@ -32,6 +31,11 @@ class Answer:
 
 class Worker(Protocol):
     """Answers numbered moments. Nothing but `take(wait=True)` ever waits."""
+
+    @property
+    def instant(self) -> bool:
+        """Whether answers are there as soon as they are asked for."""
+        ...
 
     @property
     def restarts(self) -> int:
@@ -71,6 +75,7 @@ class Describer(Protocol):
 class InlineWorker:
     """Answers as soon as it is asked: for captioners that cost next to nothing."""
 
+    instant = True
     restarts = 0
 
     def __init__(self, captioner: Captioner, windows: Sequence[int], observed: int) -> None:
