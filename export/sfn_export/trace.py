@@ -155,7 +155,8 @@ def trace_part(
 def tower_graph(tower: "VisionTower", path: Path) -> PartSpec:
     """Write the part `vision` of a tower alone: the bytes that `trace_part` writes of a model's.
 
-    So a VLM whose tower a model was trained with brings no second graph of it.
+    So a VLM whose tower a model was trained with brings no second graph of it. Large weights lie
+    beside the graph, which names their file: the bytes are the same under the same name.
     """
     side = tower.image_size
     spec = vision_spec((side, side), (side // tower.patch) ** 2, tower.width)

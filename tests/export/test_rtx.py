@@ -12,12 +12,16 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from transformers import InternVLForConditionalGeneration
 
 from sfn_export.exceptions import RtxError
 from sfn_export.rtx import TARGETS, check_rtx, graphs_in
-from sfn_export.trace import trace_part
+from sfn_export.trace import tower_graph, trace_part, traced
+from sfn_export.vlm_parts import LanguagePart, ProjectorPart, language_spec, projector_spec
 from sfn_train.config import read_config
 from sfn_train.model import SFN
+from sfn_train.model.tower import VisionTower
+from tiny_weights import make_internvl
 
 pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -85,6 +89,38 @@ def check_refused(folder: Path, node: onnx.NodeProto, message: str) -> None:
     with pytest.raises(RtxError, match=message) as caught:
         check_rtx(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the graphs of a tiny vision-language model."""
+    folder = tmp_path_factory.mktemp("vlm")
+    weights = make_internvl(folder / "weights")
+    model = InternVLForConditionalGeneration.from_pretrained(weights).eval()
+    seen = tower_graph(VisionTower.load(str(weights)), folder / "vision.onnx")
+    spec = projector_spec(model, seen.output("hidden"))
+    traced("projector", ProjectorPart(model), spec, folder / "projector.onnx")
+    traced("language", LanguagePart(model), language_spec(model), folder / "language.onnx")
+    return folder
+
+
+@pytest.mark.parametrize(("part", "profiles"), [("vision", 1), ("projector", 1), ("language", 2)])
+def test_graphs_of_a_language_model_build(vlm: Path, part: str, profiles: int) -> None:
+    assert TARGETS == ("SM86", "SM89", "SM120")
+    built = check_rtx(vlm / f"{part}.onnx")  # with a cache: a prefill and a decode profile
+    assert built.profiles == profiles
+    assert built.megabytes > 0
+
+
+def test_an_axis_without_a_range_is_named(vlm: Path, tmp_path: Path) -> None:
+    graph = onnx.load(vlm / "language.onnx")
+    for value in graph.graph.input:
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param == "past":
+                axis.dim_param = "history"
+    onnx.save(graph, tmp_path / "language.onnx")
+    with pytest.raises(RtxError, match="the axis 'history' has no range of sizes; name it one of"):
+        check_rtx(tmp_path / "language.onnx")
 
 
 def test_graphs_in_files_and_folders(tiny_bundle: Path, tmp_path: Path) -> None:

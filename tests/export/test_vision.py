@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfn_export import trace
 from sfn_export.exceptions import ExportError
 from sfn_export.parity import check_parts
 from sfn_export.trace import part_module, tower_graph, trace_part
@@ -53,11 +54,26 @@ def graphs(model: SFN, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 def test_the_same_weights_give_the_same_bytes(
-    graphs: dict[str, Path], weights: Path, tmp_path: Path
+    model: SFN,
+    graphs: dict[str, Path],
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec = tower_graph(VisionTower.load(str(weights)), tmp_path / "vision.onnx")
     assert [tensor.name for tensor in spec.outputs] == ["hidden", "embedded"]
     assert (tmp_path / "vision.onnx").read_bytes() == graphs["vision"].read_bytes()
+
+    # And where the weights lie beside the graph, which knows the name of their file.
+    monkeypatch.setattr(trace, "INLINE_BYTES", 1)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    trace_part("vision", model, None, tmp_path / "one" / "vision.onnx")
+    tower_graph(VisionTower.load(str(weights)), tmp_path / "two" / "vision.onnx")
+    for name in ("vision.onnx", "vision.onnx.data"):
+        one, two = (tmp_path / folder / name for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    monkeypatch.undo()
 
     other = VisionTower.load(str(make_internvl(tmp_path / "other", seed=1)))
     tower_graph(other, tmp_path / "other.onnx")
