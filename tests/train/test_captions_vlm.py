@@ -114,7 +114,7 @@ def test_a_caption_that_reaches_the_cap_is_cut_and_one_that_ends_is_not(
 
 
 def test_a_caption_is_one_line_that_steers_no_terminal(vlm: Vlm) -> None:
-    tokenizer = vlm._tokenizer
+    tokenizer = vlm.tokenizer
     said = [
         vlm._said(tokenizer(text)["input_ids"]) for text in (" \x1b[2J a\r\nman\u202e ", "\x1b[0m")
     ]

@@ -39,7 +39,7 @@ from sfn_train.weights.internvl import (
     stored_name,
 )
 from sfn_train.weights.quiet import quiet
-from sfn_train.weights.tokenizer import TOKENIZER_FILES, load_tokenizer
+from sfn_train.weights.tokenizer import TOKENIZER_FILES, check_vocabulary, load_tokenizer
 
 FRAMES = 4  # T
 QUESTION = (
@@ -105,21 +105,23 @@ class Vlm:
             model: Any = transformers.InternVLForConditionalGeneration.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, dtype=dtype
             )
-        self._model = model.to(self.device).eval().requires_grad_(False)
-        self._tokenizer = load_tokenizer(folder)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.tokenizer = load_tokenizer(folder)
+        n_embeddings = self.model.get_input_embeddings().num_embeddings
+        check_vocabulary(self.tokenizer, n_embeddings, self.model.config.image_token_id, folder)
         self.prompt = full_prompt(question)
-        self._prompt_ids = self._tokenise(folder)  # (1, L)
+        self.prompt_ids = self._tokenise(folder)  # (1, L)
         self.max_tokens = max_tokens
-        stops = _stops(model, self._tokenizer)
+        stops = _stops(model, self.tokenizer)
         # In place of the folder's own: temperatures and penalties there are not greedy.
-        self._model.generation_config = greedy(
+        self.model.generation_config = greedy(
             do_sample=False,
             num_beams=1,
             max_new_tokens=max_tokens,
             eos_token_id=stops,
             pad_token_id=stops[0],  # behind an end, where nothing is read
         )
-        self._stops = frozenset(stops)
+        self.stops = frozenset(stops)
         self.most: int | None = None  # clips that fitted into memory, once some did not
 
     def caption(self, frames: Sequence[Image], clips: Sequence[Clip]) -> list[Said]:
@@ -141,37 +143,43 @@ class Vlm:
         return said
 
     @torch.inference_mode()
-    def _describe(self, frames: Sequence[Image], clips: Sequence[Clip]) -> list[Said]:
+    def prompts(self, frames: Sequence[Image], clips: Sequence[Clip]) -> Tensor:
+        """(B, L, D): the prompt's words, with each clip's own pictures in it."""
         used = sorted({index for clip in clips for index in clip})
         place = {index: i for i, index in enumerate(used)}
         tiles = np.stack([preprocess(frames[index], self.tile) for index in used])
         pixels = torch.from_numpy(tiles).to(self.device)  # (F, 3, h, w)
-        seen = self._model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        seen = self.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
         order = torch.tensor([[place[i] for i in clip] for clip in clips], device=self.device)
         # Neighbouring clips share three of four frames: each is looked at once. All prompts are of
         # one length, so a batch needs no padding.
-        embeds = self._model.get_input_embeddings()(self._prompt_ids).repeat(len(clips), 1, 1)
-        where = (self._prompt_ids == self._model.config.image_token_id).expand(len(clips), -1)
-        embeds[where] = seen[order].reshape(-1, seen.shape[-1]).to(embeds.dtype)  # (B, L, D)
+        embeds: Tensor = self.model.get_input_embeddings()(self.prompt_ids).repeat(len(clips), 1, 1)
+        where = (self.prompt_ids == self.model.config.image_token_id).expand(len(clips), -1)
+        embeds[where] = seen[order].reshape(-1, seen.shape[-1]).to(embeds.dtype)
+        return embeds
+
+    @torch.inference_mode()
+    def _describe(self, frames: Sequence[Image], clips: Sequence[Clip]) -> list[Said]:
+        embeds = self.prompts(frames, clips)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=self.device)
-        new: Tensor = self._model.generate(inputs_embeds=embeds, attention_mask=mask)  # (B, ≤max)
+        new: Tensor = self.model.generate(inputs_embeds=embeds, attention_mask=mask)  # (B, ≤max)
         return [self._said(tokens) for tokens in new.tolist()]
 
     def _said(self, tokens: list[int]) -> Said:
-        end = next((i for i, token in enumerate(tokens) if token in self._stops), None)
-        text = clean_caption(self._tokenizer.decode(tokens[:end], skip_special_tokens=True))
+        end = next((i for i, token in enumerate(tokens) if token in self.stops), None)
+        text = clean_caption(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
         return Said(text or NOTHING_SAID, cut=end is None)
 
     def _tokenise(self, folder: Path) -> Tensor:
-        config = self._model.config
-        if not self._tokenizer.chat_template:
+        config = self.model.config
+        if not self.tokenizer.chat_template:
             raise DataError(
                 f"{folder}: its tokenizer has no chat template; copy chat_template.jinja from "
                 f"where the weights come from"
             )
         tile = f"<img>{IMAGE_TOKEN * config.image_seq_length}</img>"
         message = {"role": "user", "content": self.prompt.replace("<image>", tile)}
-        ids: Tensor = self._tokenizer.apply_chat_template(
+        ids: Tensor = self.tokenizer.apply_chat_template(
             [message], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )["input_ids"]
         wanted = FRAMES * config.image_seq_length

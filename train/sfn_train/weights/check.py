@@ -41,7 +41,7 @@ from sfn_train.weights.internvl import (
     stored_name,
 )
 from sfn_train.weights.quiet import quiet
-from sfn_train.weights.tokenizer import load_tokenizer, token_id
+from sfn_train.weights.tokenizer import check_vocabulary, load_tokenizer
 
 SENTENCE = "Two people walk along a path."
 NEW_TOKENS = 4  # of --deep
@@ -89,17 +89,12 @@ def _check_internvl(folder: Path, entries: Mapping[str, Entry], deep: bool) -> l
     found = [_types(entries), _finite(entries, folder)]
     tokenizer = load_tokenizer(folder)
     n_embeddings = shapes["language_model.model.embed_tokens.weight"][0]
-    number = token_id(tokenizer, IMAGE_TOKEN, folder)
-    if len(tokenizer) > n_embeddings or config.image_token_id != number:
-        raise DataError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens with {IMAGE_TOKEN} at {number}, "
-            f"its {CONFIG} {n_embeddings} embeddings with the image token at "
-            f"{config.image_token_id}; the two are not of one model"
-        )
+    check_vocabulary(tokenizer, n_embeddings, config.image_token_id, folder)
     found.append(
         Finding(
             "tokenizer",
-            f"{len(tokenizer)} tokens for {n_embeddings} embeddings; {IMAGE_TOKEN} is {number}",
+            f"{len(tokenizer)} tokens for {n_embeddings} embeddings; {IMAGE_TOKEN} is "
+            f"{config.image_token_id}",
         )
     )
     tower = VisionTower.load(str(folder))

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from sfn_rt.exceptions import DataError
-from sfn_train.weights.folder import read_json
+from sfn_train.weights.folder import CONFIG, read_json
+from sfn_train.weights.internvl import IMAGE_TOKEN
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,3 +46,14 @@ def token_id(tokenizer: Any, token: str, folder: Path) -> int:
     if number is None:
         raise DataError(f"{folder}: its tokenizer has no {token}; the two are not of one model")
     return int(number)
+
+
+def check_vocabulary(tokenizer: Any, n_embeddings: int, image_token: int, folder: Path) -> None:
+    """Refuse a tokenizer whose ids are not the rows that an InternVL's config and weights have."""
+    number, n_ids = token_id(tokenizer, IMAGE_TOKEN, folder), max(tokenizer.get_vocab().values()) + 1
+    if n_ids > n_embeddings or image_token != number:
+        raise DataError(
+            f"{folder}: its tokenizer has {n_ids} tokens with {IMAGE_TOKEN} at {number}, its "
+            f"{CONFIG} {n_embeddings} embeddings with the image token at {image_token}; the two "
+            f"are not of one model"
+        )
