@@ -24,13 +24,14 @@ from sfn_rt.semantics.usual import UsualCaptions
 MOST_PHRASES = 5
 LONGEST_PHRASE = 12  # words
 COMPARED = 4000  # characters of a caption that are looked at; an endless one says no more
-MOST_WORDS = 300  # comparing takes up to the third power of them: 0.2 s for the worst there are
+MOST_WORDS = 300  # comparing takes up to the third power of them: half a second for the worst
 REMEMBERED = 512  # captions whose words are kept: all usual ones, and the latest others
-STOP_WORDS = frozenset(
-    "a an the this that these those there here it its he she his her they their them who which "
-    "is are was were be been being has have had does do did can could may might will would "
-    "and or but as at by for from in into of on onto to with while also".split()
-)
+STOP = """
+a an the this that these those there here it its he she his her they their them who which is are
+was were be been being has have had does do did can could may might will would and or but as at by
+for from in into of on onto to with while also
+"""
+STOP_WORDS = frozenset(STOP.split())
 
 Pair = tuple[int, int]  # from, to: words of a caption
 
@@ -66,13 +67,14 @@ class _Words:
 def contrast(caption: str, embedding: NDArray[np.float32], usual: UsualCaptions) -> Contrast:
     """Compare a caption and its embedding (S,) with the captions of normal footage."""
     number, likeness = usual.nearest(embedding)
-    return Contrast(usual.texts[number], likeness, _new_phrases(caption, number, usual))
+    new = _new_phrases(caption[:COMPARED], number, usual)
+    return Contrast(usual.texts[number], likeness, new)
 
 
 @lru_cache(REMEMBERED)
 def _new_phrases(caption: str, number: int, usual: UsualCaptions) -> tuple[str, ...]:
     """The phrases of a caption that the usual one of that number does not say, ranked."""
-    said, nearest = _words(caption), _words(usual.texts[number])
+    said, nearest = _words(caption), _words(usual.texts[number][:COMPARED])
 
     def unusual(run: Pair) -> tuple[float, float, Pair]:
         phrase = said.keys[slice(*run)]
@@ -88,7 +90,7 @@ def _new_phrases(caption: str, number: int, usual: UsualCaptions) -> tuple[str, 
 def _share(phrase: tuple[str, ...], usual: UsualCaptions) -> float:
     """Of the clips of normal footage, those that are told with this phrase."""
     told = zip(usual.texts, usual.shares.tolist(), strict=True)
-    return sum((share for text, share in told if _words(text).says(phrase)), 0.0)
+    return sum(share for text, share in told if _words(text[:COMPARED]).says(phrase))
 
 
 def _new_runs(said: _Words, nearest: _Words) -> Iterator[Pair]:
@@ -112,25 +114,28 @@ def _clauses(said: _Words) -> Iterator[Pair]:
 
 def _runs(keys: Sequence[str], new: Sequence[bool], first: int, last: int) -> Iterator[Pair]:
     """Phrases of new words in a clause; stop words alone neither make one nor part one."""
-    telling = [i for i in range(first, last) if keys[i] not in STOP_WORDS]
-    start = stop = None
-    for i in telling:
-        if start is not None and (not new[i] or i - start >= LONGEST_PHRASE):
-            yield start, stop
-            start = None
+    run: Pair | None = None
+    for i in range(first, last):
+        if keys[i] in STOP_WORDS:
+            continue
+        if run is not None and (not new[i] or i - run[0] >= LONGEST_PHRASE):
+            yield run
+            run = None
         if new[i]:
-            start, stop = i if start is None else start, i + 1
-    if start is not None:
-        yield start, stop
+            run = (i if run is None else run[0], i + 1)
+    if run is not None:
+        yield run
 
 
 def _told_apart(keys: Sequence[str], nearest: _Words, run: Pair, clause: Pair) -> Pair:
-    """The run with as many words around it, of its clause, as the other caption does not say.
+    """The run; a single word with as many others of its clause as the nearest does not say it with.
 
     Where things change places ("on the left, moving right" against "on the right, moving left"),
-    both captions hold every word of the difference.
+    both captions hold every word of the difference. Several words that both hold have only moved.
     """
     start, stop = run
+    if any(key not in STOP_WORDS for key in keys[start + 1 : stop]):
+        return run
     while nearest.says(keys[start:stop]):
         if earlier := [i for i in range(clause[0], start) if keys[i] not in STOP_WORDS]:
             start = earlier[-1]
@@ -142,9 +147,8 @@ def _told_apart(keys: Sequence[str], nearest: _Words, run: Pair, clause: Pair) -
 
 
 @lru_cache(REMEMBERED)
-def _words(caption: str) -> _Words:
+def _words(text: str) -> _Words:
     """The words of a caption, at most MOST_WORDS of them."""
-    text = caption[:COMPARED]
     # One letter a character for what it is, so that an ordinary expression finds the words.
     kinds = "".join(map(_kind, text))
     places: list[Pair] = []
@@ -167,5 +171,5 @@ def _kind(char: str) -> str:
         return "w" if char.isalnum() else "-" if char in "'-" else "." if char in ".,;:!?" else " "
     category = unicodedata.category(char)
     if category[0] in "LMN" or category == "So" or char in JOINERS:
-        return "c" if "\u2e80" <= char <= "\u9fff" or "\U00020000" <= char else "w"
+        return "c" if "\u2e80" <= char <= "\u9fff" or char >= "\U00020000" else "w"
     return "-" if char in "\u2019\u2011" else "." if category in {"Po", "Pd"} else " "
