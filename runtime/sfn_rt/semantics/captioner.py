@@ -37,7 +37,6 @@ class Moment:
     frames: Sequence[Frame]  # the T observed
     scenes: Sequence[Scene]  # of the longest window
     hidden: Array | None = None  # (T, 1+N, C) where the model's own tower saw the frames already
-    stream: int = 0  # tells videos apart for who keeps things by frame index; no more than that
 
 
 @dataclass(frozen=True)

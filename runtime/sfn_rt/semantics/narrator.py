@@ -13,7 +13,6 @@ patches and C width of the vision tower.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,8 +22,6 @@ from sfn_rt.exceptions import InputError
 from sfn_rt.frames import Frame
 from sfn_rt.semantics.captioner import Captioner, Clip, Moment
 from sfn_rt.semantics.scene import Scene, Thing
-
-_streams = count(1)
 
 
 class SentenceEncoder(Protocol):
@@ -71,7 +68,6 @@ class Recent:
 
     def __init__(self, observed: int, windows: Sequence[int]) -> None:
         self._observed, self._longest = observed, max(observed, *windows)
-        self._stream = next(_streams)
         self._frames: list[Frame] = []  # the last T
         self._hidden: list[Array] = []  # of those, (1+N, C) each; none where none are given
         self._scenes: list[Scene] = []  # of the longest window
@@ -120,7 +116,7 @@ class Recent:
         scenes = moved[:-newer][-self._longest :]
         hidden = np.stack(deep[at - self._observed : at]) if deep else None  # (T, 1+N, C)
         frame, frames = seen[at], seen[at - self._observed : at]
-        return Moment(frame.index, frame.time_s, frames, scenes, hidden, self._stream)
+        return Moment(frame.index, frame.time_s, frames, scenes, hidden)
 
 
 def pack_moments(moments: Sequence[Moment]) -> tuple[dict[str, Array], list[dict[str, Any]]]:
@@ -146,7 +142,6 @@ def unpack_moments(
     arrays: Mapping[str, Array], packed: Sequence[Mapping[str, Any]]
 ) -> list[Moment]:
     """The inverse of `pack_moments`; a picture that moments share is one array again."""
-    stream = next(_streams)
     return [
         Moment(
             raw["t"],
@@ -154,7 +149,6 @@ def unpack_moments(
             [Frame(index, time_s, arrays[f"image/{index}"]) for index, time_s in raw["frames"]],
             [_scene(scene) for scene in raw["scenes"]],
             arrays.get(f"hidden/{i}"),
-            stream,
         )
         for i, raw in enumerate(packed)
     ]

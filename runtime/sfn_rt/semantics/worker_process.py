@@ -6,6 +6,7 @@ says does not depend on it. A batch that is fatal three times, an allocation tha
 error of the describer ends the captions, with the reason, and nothing else.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -40,13 +41,15 @@ class ProcessWorker:
 
     instant = False
 
-    def __init__(self, open_describer: Callable[[], Describer], *, threads: int = 1) -> None:
+    def __init__(
+        self, open_describer: Callable[[], Describer], *, threads: int | None = None
+    ) -> None:
         """Start the process and wait until `open_describer()`, called there, has returned.
 
-        `threads` limits the libraries that take their number of threads from the environment.
+        `threads` (else one) limits libraries that take their number of them from the environment.
         """
         self._opening = pickle.dumps(open_describer)
-        self._threads = threads
+        self._threads = threads or 1
         self._changed = threading.Condition()  # guards all below
         self._queue: deque[Batch] = deque()
         self._wanted: set[int] = set()
@@ -273,19 +276,13 @@ class _Child:
         self._drain.join()
         for pipe in (self._to, self._from, self._process.stderr):
             if pipe is not None:
-                _close(pipe)
+                with contextlib.suppress(OSError):  # what was to be flushed has nowhere to go
+                    pipe.close()
 
     def _listen(self) -> None:
         assert self._process.stderr is not None
         while chunk := self._process.stderr.read1(KEPT):
             self._printed = (self._printed + chunk)[-KEPT:]
-
-
-def _close(pipe: Any) -> None:
-    try:
-        pipe.close()
-    except OSError:  # what was to be flushed has nowhere to go
-        pass
 
 
 def _answer(text: str, cut: bool) -> Answer:
