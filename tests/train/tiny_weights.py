@@ -45,11 +45,18 @@ BERT_WORDS += [f"##{letter}" for letter in LETTERS] + WORDS
 
 
 def make_internvl(
-    folder: Path, *, seed: int = 0, image_size: int = 56, width: int = WIDTH, tied: bool = False
+    folder: Path,
+    *,
+    seed: int = 0,
+    image_size: int = 56,
+    width: int = WIDTH,
+    lm_width: int = LM_WIDTH,
+    tied: bool = False,
 ) -> Path:
     """A whole InternVL in transformers' native layout, as InternVL3-1B-hf is laid out."""
     tokenizer = chat_tokenizer()
-    config = internvl_config(tokenizer, image_size=image_size, width=width, tied=tied)
+    sizes = {"image_size": image_size, "width": width, "lm_width": lm_width}
+    config = internvl_config(tokenizer, tied=tied, **sizes)
     model = InternVLForConditionalGeneration(config).eval()
     randomise(model, seed)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -60,7 +67,7 @@ def make_internvl(
 
 
 def internvl_config(
-    tokenizer: PreTrainedTokenizerFast, *, image_size: int, width: int, tied: bool
+    tokenizer: PreTrainedTokenizerFast, *, image_size: int, width: int, lm_width: int, tied: bool
 ) -> InternVLConfig:
     """What InternVL2.5-1B's config says, at the smallest size that has every part."""
     return InternVLConfig(
@@ -76,8 +83,8 @@ def internvl_config(
         text_config={
             "model_type": "qwen2",
             "vocab_size": len(tokenizer) + 3,  # embeddings are padded beyond the tokenizer
-            "hidden_size": LM_WIDTH,
-            "intermediate_size": 2 * LM_WIDTH,
+            "hidden_size": lm_width,
+            "intermediate_size": 2 * lm_width,
             "num_hidden_layers": LM_LAYERS,
             "num_attention_heads": LM_HEADS,
             "num_key_value_heads": LM_KV_HEADS,
