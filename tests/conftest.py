@@ -301,3 +301,28 @@ def dual_bundle(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path
         ),
     )  # fmt: skip
     return folder
+
+
+# --- a bundle that captions by itself ----------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def vlm_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random InternVL in transformers' native layout."""
+    from tiny_weights import make_internvl
+
+    return make_internvl(tmp_path_factory.mktemp("vlm") / "InternVL-tiny")
+
+
+@pytest.fixture(scope="session")
+def vlm_bundle(tiny_bundle: Path, vlm_weights: Path) -> Path:
+    """`tiny_bundle` and what `python -m sfn_export vlm` adds; not to be changed by a test."""
+    from typer.testing import CliRunner
+
+    from sfn_export.cli import app
+
+    out = vlm_weights.parent / "bundle"
+    arguments = ["vlm", str(vlm_weights), "--bundle", str(tiny_bundle), "--out", str(out)]
+    done = CliRunner().invoke(app, [*arguments, "--threads", "1"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return out

@@ -118,6 +118,40 @@ def parity(
 
 
 @app.command()
+def vlm(
+    weights: Annotated[str, typer.Argument(help="Folder of an InternVL, or its name on the hub.")],
+    bundle: Annotated[Path, typer.Option(help="The bundle that it is added to.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A new bundle; default the bundle itself.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Another question than the paper's, behind the frames.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="A caption is cut there; default 1024.")
+    ] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Add a vision-language model to a bundle, so that the device captions by itself."""
+    from sfn_export.vlm import VlmOptions, add_vlm
+    from sfn_train.captions.vlm import QUESTION
+
+    options = VlmOptions(
+        weights=weights,
+        bundle=bundle,
+        out=out,
+        question=QUESTION if prompt is None else prompt,
+        max_tokens=max_tokens,
+        threads=threads,
+    )
+    done = add_vlm(options, typer.echo)
+    typer.echo(
+        f"{done.out}: has a VLM now, equal to PyTorch within its budgets, {done.megabytes:.0f} MB, "
+        f"{done.seconds:.0f} s"
+    )
+
+
+@app.command()
 def rtx(
     graphs: Annotated[list[Path], typer.Argument(help="ONNX files, or folders of them.")],
 ) -> None:

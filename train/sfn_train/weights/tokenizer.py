@@ -50,7 +50,10 @@ def token_id(tokenizer: Any, token: str, folder: Path) -> int:
 
 def check_vocabulary(tokenizer: Any, n_embeddings: int, image_token: int, folder: Path) -> None:
     """Refuse a tokenizer whose ids are not the rows that an InternVL's config and weights have."""
-    number, n_ids = token_id(tokenizer, IMAGE_TOKEN, folder), max(tokenizer.get_vocab().values()) + 1
+    number, n_ids = (
+        token_id(tokenizer, IMAGE_TOKEN, folder),
+        max(tokenizer.get_vocab().values()) + 1,
+    )
     if n_ids > n_embeddings or image_token != number:
         raise DataError(
             f"{folder}: its tokenizer has {n_ids} tokens with {IMAGE_TOKEN} at {number}, its "
