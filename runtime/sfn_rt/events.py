@@ -30,7 +30,7 @@ class Description:
     box: Box | None = None
     nearest: str = ""  # the caption of normal footage that is most like this one
     new: tuple[str, ...] = ()  # phrases of the caption that `nearest` does not say
-    caption_age: int | None = None  # frames since what it tells of was newest
+    caption_age: int | None = None  # frames from the one it was made for to this one
     caption_cut: bool = False  # it had not ended at the most words allowed
 
 

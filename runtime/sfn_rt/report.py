@@ -23,6 +23,7 @@ from sfn_rt.frames import open_source
 from sfn_rt.heatmap import HeatArray, HeatMapVideo, Image, draw_box, overlay, usable_box
 from sfn_rt.plots import DARK_CSS, Panel, Series, Span, format_time, line_chart
 from sfn_rt.printable import escaped
+from sfn_rt.report_captions import caption_html, lane_rows
 from sfn_rt.scores import TERMS, VideoScores
 from sfn_rt.sinks.files import captions_json, events_json, write_atomic, write_scores
 from sfn_rt.threshold import Threshold
@@ -46,6 +47,7 @@ def write_report(
     warnings: Sequence[str],
     heat_scale: float = 1.0,
     fps: float | None = None,
+    lane: Mapping[str, object] | None = None,
     video: bool = True,
     html: bool = True,
     progress: Callable[[int], None] | None = None,
@@ -55,7 +57,9 @@ def write_report(
     `heat` is (T, gh, gw), NaN where there is none, and may be a memmap: it is read a frame at a
     time. `heat_scale` is what 99.9 % of normal cells stay below. `meta` is shown as it is; its
     "profile" and "sha" name the bundle in events.json. `fps` is what scoring was told, if
-    anything. `progress` is called with 1 after each frame of the pass over the source.
+    anything. `lane` tells how captions were made, for events.json and the settings of the page;
+    None: frames were not described. `progress` is called with 1 after each frame of the pass over
+    the source.
     """
     if heat.ndim != 3 or len(heat) != result.n_frames:
         raise ValueError(f"heat must be ({result.n_frames}, gh, gw), got {heat.shape}")
@@ -64,7 +68,7 @@ def write_report(
     write_atomic(out / "captions.json", captions_json(result.captions))
     write_atomic(
         out / "events.json",
-        events_json(result, events, threshold=threshold, bundle=meta, warnings=warnings),
+        events_json(result, events, threshold=threshold, bundle=meta, warnings=warnings, lane=lane),
     )
     write_atomic(out / "curve.svg", chart)
     written = [out / name for name in ("scores.csv", "captions.json", "events.json", "curve.svg")]
@@ -78,7 +82,7 @@ def write_report(
     if film is not None:
         written.append(film)
     if html:
-        page = _page(result, events, best, pictures, chart, threshold, meta, warnings, video)
+        page = _page(result, events, best, pictures, chart, threshold, meta, warnings, lane, video)
         write_atomic(out / "report.html", page)
         written.append(out / "report.html")
     return written
@@ -214,7 +218,7 @@ def _jpeg(image: Image) -> str:
 STYLE = """
 :root{color-scheme:light dark;--ink:#1f2933;--soft:#5b6672;--line:#dde2e8;--page:#f5f7f9;
 --card:#fff;--alarm:#b8121f;--alarm-back:#fdecee;--calm:#00664c;--calm-back:#e7f5f0;
---warn:#6f4d00;--warn-back:#fff5d9}
+--warn:#6f4d00;--warn-back:#fff5d9;--new:#ffe7a3}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -239,6 +243,7 @@ margin:0 0 14px;break-inside:avoid}
 .chart svg{width:100%;min-width:720px;height:auto;display:block}
 .event header{display:flex;flex-wrap:wrap;gap:2px 18px;align-items:baseline;margin:0 0 8px}
 .event h3{font-size:16px;margin:0;color:var(--alarm)}
+.scroll h3{font-size:15px;margin:18px 0 4px}
 .pictures{display:flex;gap:10px;align-items:flex-start;margin:0 0 10px}
 .pictures img{display:block;border-radius:6px;max-width:100%;max-height:430px;min-width:0}
 .pictures .whole{flex:0 1 auto}
@@ -247,7 +252,12 @@ margin:0 0 14px;break-inside:avoid}
 .pictures figure.crop img{width:100%}
 figcaption{font-size:12px;color:var(--soft);margin-top:4px}
 .why{font-weight:600;overflow-wrap:anywhere}
-.caption{overflow-wrap:anywhere}
+.caption{overflow-wrap:anywhere;margin:0 0 4px}
+.caption p{margin:4px 0 0}
+blockquote{margin:0;padding:2px 12px;border-inline-start:3px solid var(--line)}
+mark{background:var(--new);color:inherit;border-radius:3px;padding:0 2px;font-weight:600}
+.nearest{color:var(--ink)}
+.cut{font-size:12px;color:var(--warn);background:var(--warn-back);border-radius:3px;padding:1px 6px}
 .key{display:inline-block;width:120px;height:10px;border-radius:3px;vertical-align:-1px;
 margin:0 6px;
 background:linear-gradient(90deg,rgba(255,221,87,.25),rgb(255,140,26) 45%,rgb(226,24,54))}
@@ -263,7 +273,8 @@ footer{margin-top:34px;color:var(--soft);font-size:13px}
 @media (max-width:640px){.pictures{flex-direction:column}.pictures figure.crop{max-width:60%}}
 @media screen and (prefers-color-scheme:dark){
 :root{--ink:#e6eaf0;--soft:#9aa7b5;--line:#2f3945;--page:#12161c;--card:#1a2028;--alarm:#ff8f95;
---alarm-back:#3a1b20;--calm:#6ad9b2;--calm-back:#12312a;--warn:#f0cf7a;--warn-back:#332a12}
+--alarm-back:#3a1b20;--calm:#6ad9b2;--calm-back:#12312a;--warn:#f0cf7a;--warn-back:#332a12;
+--new:#6a4d00}
 DARK_PLOT}
 @media print{body{background:#fff;font-size:12px}main{max-width:none;padding:0}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}.pictures img{max-height:260px}}
@@ -282,6 +293,7 @@ def _page(
     threshold: Threshold,
     meta: Mapping[str, str],
     warnings: Sequence[str],
+    lane: Mapping[str, object] | None,
     video: bool,
 ) -> str:
     name = escaped(result.name, limit=200)
@@ -291,10 +303,10 @@ def _page(
         _warnings(warnings),
         _facts(result, threshold, meta),
         '<h2>Score over time</h2><div class="card chart">' + chart + "</div>",
-        _events(events, best, pictures),
+        _events(events, best, pictures, result.fps),
         _list(events, len(best)),
-        _settings(threshold, meta),
-        _reading(video),
+        _settings(threshold, meta, lane),
+        _reading(video, any(event.nearest for event in events)),
         f"<footer>Made by SFN-VAD {__version__}. Scores of every frame: scores.csv; "
         f"events for programs: events.json.</footer>",
     ]
@@ -357,6 +369,7 @@ def _events(
     events: Sequence[Event],
     best: Sequence[tuple[int, Event]],
     pictures: Mapping[int, _Pictures],
+    fps: float,
 ) -> str:
     if not events:
         return ""
@@ -367,12 +380,12 @@ def _events(
         if len(events) > 1
         else ""
     )
-    cards = "".join(_card(number, event, pictures.get(number)) for number, event in best)
+    cards = "".join(_card(number, event, pictures.get(number), fps) for number, event in best)
     note = f'<p class="soft">{which}</p>' if which else ""
     return f"<h2>Events</h2>{note}{cards}"
 
 
-def _card(number: int, event: Event, pictures: _Pictures | None) -> str:
+def _card(number: int, event: Event, pictures: _Pictures | None, fps: float) -> str:
     shown = ""
     if pictures is not None:
         shown = (
@@ -394,8 +407,7 @@ def _card(number: int, event: Event, pictures: _Pictures | None) -> str:
         f'<span class="soft">{format_time(seconds)} long, frames {event.start_frame} to '
         f"{event.end_frame}</span><span>score {event.score:.2f}</span></header>{shown}"
         + (f'<p class="why">{escaped(event.explanation)}</p>' if event.explanation else "")
-        + (f'<p class="caption">{escaped(event.caption)}</p>' if event.caption else "")
-        + "</article>"
+        + f"{caption_html(event, fps)}</article>"
     )
 
 
@@ -417,20 +429,34 @@ def _list(events: Sequence[Event], n_pictured: int) -> str:
     )
 
 
-def _settings(threshold: Threshold, meta: Mapping[str, str]) -> str:
+def _settings(
+    threshold: Threshold, meta: Mapping[str, str], lane: Mapping[str, object] | None
+) -> str:
     rows = {
         "threshold": f"{threshold.value:.6g}",
         "how the threshold was set": threshold.rule,
         "false alarms allowed": f"{threshold.false_alarms_per_hour:g} an hour",
         **meta,
     }
+    captions = ""
+    if lane is not None:
+        captions = f"<h3>How captions were made</h3>{_table(lane_rows(lane))}"
+    return f'<h2>Settings</h2><div class="card scroll">{_table(rows)}{captions}</div>'
+
+
+def _table(rows: Mapping[str, str]) -> str:
     cells = "".join(f"<tr><th>{escaped(k)}</th><td>{escaped(v)}</td></tr>" for k, v in rows.items())
-    return (
-        f'<h2>Settings</h2><div class="card scroll"><table class="settings">{cells}</table></div>'
+    return f'<table class="settings">{cells}</table>'
+
+
+def _reading(video: bool, compared: bool) -> str:
+    new = (
+        "<p>A caption says what happens at the peak. <mark>Marked</mark> is what the nearest "
+        "normal caption, the one of normal footage that means most nearly the same, does not "
+        "say.</p>"
+        if compared
+        else ""
     )
-
-
-def _reading(video: bool) -> str:
     film = " The same in motion: heatmap.mp4." if video else ""
     return (
         '<h2>How to read this</h2><div class="card">'
@@ -439,7 +465,7 @@ def _reading(video: bool) -> str:
         "score says how rare that is: it is built from frames up to the one it rates, and an "
         "event begins where it reaches the threshold.</p>"
         '<p>Heat:<span class="key"></span>from half of what normal footage reaches at most, '
-        f"to twice of it. Frames below that stay as they were filmed.{film}</p>"
+        f"to twice of it. Frames below that stay as they were filmed.{film}</p>{new}"
         '<p class="soft">Unusual is not the same as dangerous: look at the pictures before you '
         "act on a score.</p></div>"
     )

@@ -2,7 +2,8 @@
 
 The caption is compared, word by word, with the one of normal footage that means most nearly the
 same. What is left over is cut into phrases at punctuation, rid of stop words at both ends, and
-ranked: what no caption of normal footage says comes first, then what the fewest do.
+ranked: what no caption of normal footage says comes first, then what the fewest do. Phrases are
+parts of the caption as people are shown it, in one line and without control characters.
 
 Words are compared without regard to case. Scripts that put no spaces between words are compared
 character by character where Unicode tells them (Chinese, Japanese), else by whole runs (Thai).
@@ -18,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sfn_rt.printable import JOINERS
+from sfn_rt.printable import JOINERS, one_line
 from sfn_rt.semantics.usual import UsualCaptions
 
 MOST_PHRASES = 5
@@ -147,8 +148,9 @@ def _told_apart(keys: Sequence[str], nearest: _Words, run: Pair, clause: Pair) -
 
 
 @lru_cache(REMEMBERED)
-def _words(text: str) -> _Words:
+def _words(caption: str) -> _Words:
     """The words of a caption, at most MOST_WORDS of them."""
+    text = one_line(caption)
     # One letter a character for what it is, so that an ordinary expression finds the words.
     kinds = "".join(map(_kind, text))
     places: list[Pair] = []

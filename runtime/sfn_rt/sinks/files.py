@@ -37,7 +37,7 @@ from sfn_rt.threshold import Threshold
 
 LIST_NAME = ".sfn-rt"  # names the files of a result, so that only those are ever replaced
 SCORE_COLUMNS = ("frame", "time_s", *TERMS, "paper", "causal", "caption_id")
-EVENTS_SCHEMA_VERSION = 1
+EVENTS_SCHEMA_VERSION = 2
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -351,8 +351,12 @@ def events_json(
     threshold: Threshold,
     bundle: Mapping[str, str | None],
     warnings: Sequence[str],
+    lane: Mapping[str, object] | None = None,
 ) -> str:
-    """The text of events.json, as schemas/events.schema.json describes it."""
+    """The text of events.json, as schemas/events.schema.json describes it.
+
+    `lane` tells how captions were made; None: frames were not described.
+    """
     return to_json(
         {
             "schema_version": EVENTS_SCHEMA_VERSION,
@@ -362,6 +366,7 @@ def events_json(
             "threshold": {"value": float(threshold.value), "rule": threshold.rule},
             "bundle": {"profile": bundle.get("profile"), "sha": bundle.get("sha")},
             "warnings": list(warnings),
+            "captions": None if lane is None else dict(lane),
             "events": [_event_json(i, event) for i, event in enumerate(events, start=1)],
         }
     )
@@ -378,6 +383,10 @@ def _event_json(number: int, event: Event) -> dict[str, Any]:
         "peak_s": float(event.peak_s),
         "score": float(event.score),
         "caption": event.caption,
+        "caption_age": None if event.caption_age is None else int(event.caption_age),
+        "caption_cut": bool(event.caption_cut),
+        "nearest": event.nearest,
+        "new": list(event.new),
         "explanation": event.explanation,
         "box": None if event.box is None else [float(v) for v in event.box],
     }

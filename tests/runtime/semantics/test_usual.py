@@ -29,7 +29,7 @@ def test_an_array_that_is_missing_or_too_short_is_named(name: str) -> None:
     arrays = UsualCaptions(("a", "b"), EMBEDDINGS, SHARES).to_arrays()
     with pytest.raises(BundleError, match=f"lack {name}; train again"):
         UsualCaptions.from_arrays({k: v for k, v in arrays.items() if k != name})
-    with pytest.raises(BundleError, match="do not fit together: .* train again"):
+    with pytest.raises(BundleError, match=r"do not fit together: .* train again"):
         UsualCaptions.from_arrays(arrays | {name: arrays[name][:1]})
 
 
