@@ -1,4 +1,4 @@
-"""A vision-language model into a bundle: traced, compared with PyTorch, packed, whole or not at all.
+"""A vision-language model into a bundle: traced, compared with PyTorch, and packed.
 
     vlm/vision.onnx       unless the model's own part `vision` is the same graph of the same frames
     vlm/projector.onnx

@@ -3,12 +3,14 @@
 It is driven by what its graph declares, so that graphs of other makers fit: a mask and positions
 are fed where asked for, and every tensor in the type that the graph names.
 
-    inputs_embeds (B, L, D), past_key_values.* (B, heads, P, head) -> logits (B, 1 or L, V), present.*
+    inputs_embeds (B, L, D), past_key_values.* (B, heads, P, head)
+    -> logits (B, 1 or L, V), present.* (B, heads, P + L, head)
 
 All prompts of a batch are of one length, so nothing is padded. A clip that has ended leaves the
 batch, and its cache goes with it.
 
-Axes: B clips, L new positions (the prompt's, then 1), P positions in the cache, D width, V vocabulary.
+Axes: B clips, L new positions (the prompt's, then 1), P positions in the cache, D width,
+V vocabulary.
 """
 
 from collections.abc import Collection, Iterator
@@ -67,11 +69,11 @@ class LanguageModel:
         wanted = {"inputs_embeds", *self._caches}
         unknown = self._inputs.keys() - wanted - {"attention_mask", "position_ids"}
         absent = wanted - self._inputs.keys() or {"logits", *map(_present, self._caches)} - outputs
-        if unknown or absent or not self._caches:
-            what = (
-                f"lacks {min(absent)!r}" if absent else f"asks for {min(unknown, default=PAST)!r}"
-            )
-            raise BundleError(f"{place}: the part {PART} {what}; {EXPORT_AGAIN}")
+        if absent or not self._caches:
+            lacks = min(absent, default=f"{PAST}*")
+            raise BundleError(f"{place}: the part {PART} lacks {lacks!r}; {EXPORT_AGAIN}")
+        if unknown:
+            raise BundleError(f"{place}: the part {PART} asks for {min(unknown)!r}; {EXPORT_AGAIN}")
         if (width := self._inputs["inputs_embeds"].shape[-1]) != embeddings.shape[1]:
             raise BundleError(
                 f"{place}: the part {PART} takes vectors of {width} numbers, the embeddings have "
