@@ -60,7 +60,8 @@ class DecoderPart(nn.Module):
         """Tensors in and out as `inputs` and `outputs` name them."""
         fed = dict(zip(self.inputs, tensors, strict=True))
         prediction = self.decoder(*(fed.get(n) for n in DECODER_INPUTS))
-        computed = {"next_frame": prediction.next_frame, "semantic": prediction.semantic}
+        names = ("next_frame", "semantic", "distilled")
+        computed = {name: getattr(prediction, name) for name in names}
         if "routing" in self.outputs:
             computed["routing"] = torch.stack([r.chosen for r in prediction.routings], dim=1)
         return tuple(computed[name] for name in self.outputs)

@@ -61,6 +61,8 @@ def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
             feeds["last_frame"] = image
     if c.use_text:
         predicted["semantic"] = ("batch", c.text_width)
+    if c.has_student:
+        predicted["distilled"] = ("batch",)
     decoder = _part(feeds, predicted)
     if c.filter == "sffm":
         routing = TensorSpec("routing", "int64", ("batch", c.decoder_depth, n_tokens, c.n_active))
@@ -120,7 +122,9 @@ class TorchBackend:
         if part == "text" and self._text is not None:
             return {"sentence_embedding": self._text(**inputs)}
         prediction = self._model.decoder(*(inputs.get(name) for name in DECODER_INPUTS))
-        predicted = {"next_frame": prediction.next_frame, "semantic": prediction.semantic}
+        predicted = {
+            name: getattr(prediction, name) for name in ("next_frame", "semantic", "distilled")
+        }
         computed = {name: tensor for name, tensor in predicted.items() if tensor is not None}
         if "routing" in names:
             chosen = [routing.chosen for routing in prediction.routings]  # (B, n_tokens, K) each

@@ -42,6 +42,7 @@ class ModelConfig:
     use_appearance: bool = True
     use_motion: bool = True
     use_text: bool = True
+    student: int = 0  # hidden width of what expects the semantic error without a caption; 0: none
 
     def __post_init__(self) -> None:
         for name in ("frame_height", "frame_width"):
@@ -83,11 +84,18 @@ class ModelConfig:
             raise ValueError("windows are of captions: use_text must be on")
         if self.tower is not None and not self.use_appearance:
             raise ValueError("tower is of the appearance branch: use_appearance must be on")
+        if self.student < 0:
+            raise ValueError(f"student must be a width, or 0 for none, got {self.student}")
 
     @property
     def has_picture(self) -> bool:
         """Whether a frame is predicted; without, the caption's meaning alone is."""
         return self.use_appearance or self.use_motion
+
+    @property
+    def has_student(self) -> bool:
+        """Whether a semantic error is expected; one needs a picture to expect it of."""
+        return self.student > 0 and self.use_text and self.has_picture
 
     @property
     def caption_windows(self) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfn_train.model.config import ModelConfig
 from sfn_train.model.mjad import MJAD
 from sfn_train.model.sffm import Routing
+from sfn_train.model.student import Student
 from sfn_train.model.tmfe import AppearanceEncoder, Fusion, MotionEncoder
 
 
@@ -25,6 +26,16 @@ class Prediction(NamedTuple):
     next_frame: Tensor | None  # (B, 3, H, W) in normalised pixels; None without a picture branch
     semantic: Tensor | None  # (B, K S) sentence embeddings, not normalised; None with text off
     routings: list[Routing]  # one an SFFM
+    distilled: Tensor | None = None  # (B,) semantic error to expect; None without a student
+
+
+class Encoded(NamedTuple):
+    """What the decoder takes besides text; what the config switches off is None."""
+
+    appearance: Tensor | None  # (B, T, 1 + N, D)
+    motion: Tensor | None  # (B, T - 1, 1 + N, C_m)
+    skip: Tensor | None  # (B, N, D) of the last observed frame
+    last_frame: Tensor | None  # (B, 3, H, W)
 
 
 # What the frozen tower says of a run's frames: hidden (B, L, 1 + N, C), embedded (B, L, N, C).
@@ -32,12 +43,16 @@ Features = tuple[Tensor, Tensor]
 
 
 class Decoder(nn.Module):
-    """Fusion and MJAD: everything that sees a whole clip. The third exported part."""
+    """Fusion and MJAD: everything that sees a whole clip. The third exported part.
+
+    The student sees what fusion does, the text apart; while the others learn it does not run.
+    """
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.fusion = Fusion(c)
         self.mjad = MJAD(c)
+        self.student = Student(c) if c.has_student else None
 
     def forward(
         self,
@@ -51,7 +66,10 @@ class Decoder(nn.Module):
 
         What the config switches off is None; `last_frame` is None where the whole frame is drawn.
         """
-        return Prediction(*self.mjad(self.fusion(appearance, motion, text), skip, last_frame))
+        found = Prediction(*self.mjad(self.fusion(appearance, motion, text), skip, last_frame))
+        if self.student is None or self.training:
+            return found
+        return found._replace(distilled=self.student(appearance, motion))
 
 
 class SFN(nn.Module):
@@ -73,7 +91,19 @@ class SFN(nn.Module):
         tower, which then does not run. The last frame of a run is only ever a target, so it is not
         encoded. Returns B * P predictions, run by run.
         """
-        c, observed = self.config, frames[:, :-1]  # (B, L - 1, 3, H, W)
+        seen = self.encode(frames[:, :-1], features)
+        said = text.flatten(0, 1) if self.config.use_text and text is not None else None
+        prediction: Prediction = self.decoder(
+            seen.appearance, seen.motion, said, seen.skip, seen.last_frame
+        )
+        return prediction
+
+    def encode(self, observed: Tensor, features: Features | None = None) -> Encoded:
+        """What the decoder takes besides text, of every clip in (B, L, 3, H, W) observed frames.
+
+        A clip a row, run by run: B (L - T + 1) of them.
+        """
+        c = self.config
         appearance = skip = motion = last = None
         if self.appearance is not None:
             if features is None:
@@ -89,11 +119,9 @@ class SFN(nn.Module):
             difference = observed[:, 1:] - observed[:, :-1]  # (B, L - 2, 3, H, W)
             pairs = self.motion(difference.flatten(0, 1)).unflatten(0, difference.shape[:2])
             motion = clips_of(pairs, c.observed - 1).flatten(0, 1)
-        said = text.flatten(0, 1) if c.use_text and text is not None else None
         if c.has_picture and c.predict == "change":
             last = observed[:, c.observed - 1 :].flatten(0, 1)  # (B P, 3, H, W)
-        prediction: Prediction = self.decoder(appearance, motion, said, skip, last)
-        return prediction
+        return Encoded(appearance, motion, skip, last)
 
 
 def clips_of(features: Tensor, length: int) -> Tensor:
