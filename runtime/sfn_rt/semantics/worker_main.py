@@ -81,8 +81,10 @@ def main() -> None:
                 describer = pickle.loads(content)()
                 answer: tuple[object, ...] = ("ready",)
             else:
-                said = describer.describe(content)
-                answer = ("said", [(one.text, one.cut) for one in said])
+                said = [(one.text, one.cut) for one in describer.describe(content)]
+                if len(said) != len(content):
+                    raise ValueError(f"{len(said)} text for {len(content)} clips")
+                answer = ("said", said)
         except Exception as error:
             answer = _mishap(error, opened=describer is not None)
         send(replies, answer)
@@ -104,6 +106,7 @@ def _mishap(error: Exception, *, opened: bool) -> tuple[object, ...]:
     text = str(error) or type(error).__name__
     if not isinstance(error, SfnError) and str(error):
         text = f"{type(error).__name__}: {error}"
+    text = " ".join(text.split())
     if out_of_memory(error):
         return "memory", text
     if opened:
