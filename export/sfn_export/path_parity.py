@@ -35,6 +35,8 @@ from sfn_rt.semantics.cached import (
     find_captions,
     video_sha256,
 )
+from sfn_rt.semantics.captioner import Captioner
+from sfn_rt.semantics.describe import SceneCaptioner
 from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
 
@@ -148,9 +150,14 @@ def described(model: Model, captions: Path | None, video: Video) -> Model:
         if captions is not None and (path := find_captions(captions, video.name, part)).is_file():
             file = CaptionFile.read(path)
             if file.source is None or file.source.video == video_sha256(video.path):
-                captioner = CachedCaptioner(file)
-                return replace(model, perception=replace(model.perception, captioner=captioner))
-    return model
+                return _told_by(model, CachedCaptioner(file))
+    return _told_by(model, SceneCaptioner(model.perception.scene.attributes))
+
+
+def _told_by(model: Model, captioner: Captioner) -> Model:
+    """Every stride, at once: what is compared is the networks, on captions that differ."""
+    perception = replace(model.perception, captioner=captioner, worker=None, lane=None, counts=True)
+    return replace(model, perception=perception)
 
 
 def _score_twice(

@@ -15,16 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from sfn_rt.evidence import BLOCK, empty_scene, measure_errors
+from sfn_rt.evidence import BLOCK, EvidenceStream, Looked, empty_scene
 from sfn_rt.exceptions import VideoError
-from sfn_rt.features import Predictor
 from sfn_rt.frames import Frame, open_source
 from sfn_rt.model import Model, open_model
 from sfn_rt.options import BenchOptions
 from sfn_rt.pipeline import VideoRun, grouped
-from sfn_rt.prediction_error import VisualError, absolute_error
 from sfn_rt.preprocess import preprocess
-from sfn_rt.semantics.narrator import Narrator, embed
 from sfn_rt.semantics.scene import SceneAnalyser
 
 Stages = dict[str, dict[str, float]]  # stage -> mean, p50 and p99 in milliseconds a frame
@@ -47,7 +44,7 @@ class BenchResult:
         lines = [
             f"{self.system} on {self.machine['processor']}, {self.machine['backend']} "
             f"{self.machine['precision']}, {self.machine['threads']} threads, blocks of {BLOCK}, "
-            f"warm-up {self.warmup} frames",
+            f"captions {self.machine['captions']}, warm-up {self.warmup} frames",
             f"{self.frames} frames end to end: {self.frames_per_second:.1f} frames/s "
             f"(a block p50 {self.block_ms['p50']:.1f} ms, p99 {self.block_ms['p99']:.1f} ms)",
             f"{'stage':<18}{'mean':>9}{'p50':>9}{'p99':>9}  ms a frame, one after another",
@@ -73,7 +70,7 @@ class BenchResult:
 
 def bench(video: Path, bundle: Path, options: BenchOptions) -> BenchResult:
     """Time `options.frames` frames of `video`, after a warm-up; a short video starts over."""
-    with open_model(bundle, threads=options.threads) as model:
+    with open_model(bundle, threads=options.threads, lane=options.lane) as model:
         fps, blocks = _end_to_end(video, model, options)
         stages = _stages(video, model, options)
         machine = {
@@ -82,6 +79,7 @@ def bench(video: Path, bundle: Path, options: BenchOptions) -> BenchResult:
             "backend": model.perception.backend.name,
             "threads": options.threads or "library's choice of",
             "precision": "fp32",
+            "captions": _captions(model),
             "block": BLOCK,
         }
         system = model.perception.system
@@ -136,9 +134,7 @@ def _predict(model: Model, watch: "_Watch") -> Callable[[list[Frame]], None]:
     """The stages of sfn-vad's stream, one by one."""
     p = model.perception
     analyser = SceneAnalyser(p.scene_config, p.scene.background)
-    windows = p.windows or (p.observed,)
-    narrator = Narrator(p.captioner, observed=p.observed, stride=p.stride, windows=windows)
-    predictor = Predictor(p.backend, p.observed)
+    stream = EvidenceStream(p)
     causal = VideoRun(model, 25.0).causal
 
     def step(frames: list[Frame]) -> None:
@@ -149,22 +145,21 @@ def _predict(model: Model, watch: "_Watch") -> Callable[[list[Frame]], None]:
                 analyser.step(frame.image) if p.needs_scenes else empty_scene(frame)
                 for frame in frames
             ]
+        block = Looked(frames, pictures, scenes, {})
+        with watch("encode"):
+            encoded = stream.encode(block)
         with watch("caption"):
-            captions = narrator.step(frames, scenes)
-            text = embed(p.text, captions) if p.text is not None and captions else None
-        with watch("encode + predict"):
-            prediction = predictor.step(pictures, text)
-        if prediction is None:
-            return
-        n = len(captions)
+            held, _ = stream.describe(block, encoded)
+        with watch("predict"):
+            prediction, semantic = stream.decode(encoded, held)
         with watch("score"):
-            visual: list[VisualError] = []
-            if prediction.next_frame is not None:
-                visual = measure_errors(absolute_error(prediction.next_frame, pictures[-n:]), p)
-            for i, scene in enumerate(scenes[-n:]):
-                evidence = {"semantic": 0.0}
+            visual = stream.measure(block, prediction)
+            for i, scene in enumerate(scenes[len(scenes) - len(held) :]):
+                evidence = {}
                 if visual:
                     evidence["visual"] = visual[i].evidence
+                if semantic is not None:
+                    evidence["semantic"] = semantic[i]
                 if p.scene.attributes is not None:
                     evidence["attribute"] = p.scene.attributes.evidence(scene)
                 causal.update({term: evidence[term] for term in p.terms})
@@ -213,6 +208,11 @@ def _endless(video: Path) -> Iterator[Frame]:
 def _spread(ms: list[float]) -> dict[str, float]:
     p50, p99 = np.percentile(ms, [50, 99])
     return {"p50": float(p50), "p99": float(p99)}
+
+
+def _captions(model: Model) -> str:
+    who = model.captioning
+    return "none" if who is None else f"{who.who}, {who.settings.policy}"
 
 
 def _processor() -> str:

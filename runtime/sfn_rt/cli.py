@@ -84,6 +84,30 @@ ForceOption = Annotated[
 ]
 
 
+CaptionerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="scene (what moves), vlm (the bundle's) or student (no captions); default as trained."
+    ),
+]
+LaneOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lane",
+        help="When to caption: every:N, change, suspicion or off; default: as trained, change "
+        "with the VLM.",
+    ),
+]
+LatencyOption = Annotated[
+    int | None,
+    typer.Option("--lane-latency", help="Frames that a caption takes; default 0, 25 with the VLM."),
+]
+ClockOption = Annotated[
+    str,
+    typer.Option("--lane-clock", help="frames, or seconds: play the video as a camera would."),
+]
+
+
 def print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"sfn-rt {__version__}")
@@ -114,6 +138,10 @@ def score(
     ] = False,
     force: ForceOption = False,
     captions: CaptionsOption = None,
+    captioner: CaptionerOption = None,
+    lane: LaneOption = None,
+    lane_latency: LatencyOption = None,
+    lane_clock: ClockOption = "frames",
     terms: TermsOption = None,
     fps: FpsOption = None,
     as_json: JsonOption = False,
@@ -130,6 +158,7 @@ def score(
         captions=captions,
         terms=parse_terms(terms),
         fps=fps,
+        lane=lane_options(captioner, lane, lane_latency, lane_clock),
     )
     chosen = choose_bundle(bundle)
     from sfn_rt.pipeline import score_video  # imported late: `--help` loads no backend
@@ -151,6 +180,9 @@ def evaluate(
     threads: ThreadsOption = None,
     force: ForceOption = False,
     captions: CaptionsOption = None,
+    captioner: CaptionerOption = None,
+    lane: LaneOption = None,
+    lane_latency: LatencyOption = None,
     terms: TermsOption = None,
     fps: FpsOption = None,
     labels: Annotated[
@@ -170,6 +202,7 @@ def evaluate(
         terms=parse_terms(terms),
         fps=fps,
         labels=labels,
+        lane=lane_options(captioner, lane, lane_latency),
     )
     chosen = choose_bundle(bundle)
     from sfn_rt.evaluate import evaluate_dataset
@@ -185,12 +218,20 @@ def bench(
     threads: ThreadsOption = None,
     frames: Annotated[int, typer.Option(help="Frames to measure, after the warm-up.")] = 500,
     warmup: Annotated[int, typer.Option(help="Frames to run before measuring.")] = 20,
+    captioner: CaptionerOption = None,
+    lane: LaneOption = None,
+    lane_latency: LatencyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure frames/s, end to end and by stage; JSON last."""
     from sfn_rt.options import BenchOptions
 
-    options = BenchOptions(threads=threads, frames=frames, warmup=warmup)
+    options = BenchOptions(
+        threads=threads,
+        frames=frames,
+        warmup=warmup,
+        lane=lane_options(captioner, lane, lane_latency),
+    )
     chosen = choose_bundle(bundle)
     from sfn_rt.bench import bench as measure
 
@@ -224,6 +265,20 @@ def doctor(bundle: BundleOption = None, as_json: JsonOption = False) -> None:
     print_answer(diagnosis.text(), diagnosis.to_json(), as_json)
     if not diagnosis.can_score:
         raise typer.Exit(1)
+
+
+def lane_options(
+    captioner: str | None, policy: str | None, latency: int | None, clock: str = "frames"
+) -> Any:
+    """The four options as one; what they may be is the dataclass's to say."""
+    from sfn_rt.options import LaneOptions
+
+    return LaneOptions(
+        captioner=captioner,  # type: ignore[arg-type]
+        policy=policy,
+        latency=latency,
+        clock=clock,  # type: ignore[arg-type]
+    )
 
 
 def choose_bundle(option: Path | None) -> Path:

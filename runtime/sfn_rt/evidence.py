@@ -1,7 +1,12 @@
 """Frames to evidence: what each term says about each frame, before any score.
 
     look      preprocess, find what moves                    needs the frames alone
-    predict   caption, encode, predict the frame and its meaning, measure the errors
+    predict   encode, caption, predict the frame and its meaning, measure the errors
+
+The semantic evidence of a frame is the error that its caption shows, as far as that caption still
+counts (semantics/lane.py), and for the rest what is to be expected without one (levels.py):
+
+    semantic = weight * error + (1 - weight) * expected
 
 Training fits the statistics of normal footage with this module and a PyTorch backend, the device
 scores with it and ONNX Runtime: there is no second implementation to disagree with. A stream's
@@ -13,7 +18,7 @@ Axes: b frames of a block, p of them predicted, T observed frames, h and w the m
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +26,7 @@ from numpy.typing import NDArray
 
 from sfn_rt.attributes import AttributeModel
 from sfn_rt.backends.base import Array, Backend
-from sfn_rt.features import Predictor
+from sfn_rt.features import Encoded, Prediction, Predictor
 from sfn_rt.frames import Frame
 from sfn_rt.normal import SceneModel
 from sfn_rt.prediction_error import (
@@ -34,9 +39,13 @@ from sfn_rt.prediction_error import (
 )
 from sfn_rt.preprocess import Preprocessing, preprocess
 from sfn_rt.scores import TERMS
-from sfn_rt.semantics.captioner import Captioner
-from sfn_rt.semantics.narrator import Narrator, SentenceEncoder, embed
+from sfn_rt.semantics.captioner import Captioner, Moment
+from sfn_rt.semantics.change import ChangeSignals
+from sfn_rt.semantics.lane import Held, Lane, LaneCounts, LaneSettings, Policy
+from sfn_rt.semantics.levels import NormalLevels
+from sfn_rt.semantics.narrator import Recent, SentenceEncoder, embed
 from sfn_rt.semantics.scene import Scene, SceneAnalyser, SceneConfig
+from sfn_rt.semantics.worker import InlineWorker, Worker
 from sfn_rt.systems import System
 
 BLOCK = 8  # frames run through the networks together
@@ -55,7 +64,12 @@ class Perception:
     system: System = "sfn-vad"
     lag: int = 0  # frames between the newest frame seen and the one scored
     scene_config: SceneConfig = field(default_factory=SceneConfig)
-    captioner: Captioner | None = None  # None: frames are not described
+    captioner: Captioner | None = None  # makes captions at once; None: nobody, or the worker
+    worker: Worker | None = None  # makes captions meanwhile, elsewhere
+    lane: LaneSettings | None = None  # when captions are made; None: every stride, at once
+    counts: bool = True  # whether captions are of the kind that the model was trained with
+    semantic_on: bool = True  # whether anything tells the semantic term: captions, or the student
+    levels: NormalLevels | None = None  # None: while normal footage is being measured
     text: SentenceEncoder | None = None  # None: the model has no semantic branch
     stride: int = 1  # frames for which one caption holds
     windows: tuple[int, ...] = ()  # frames that each caption tells of; none: the observed ones
@@ -66,7 +80,8 @@ class Perception:
         """Terms this model can give, in the order of TERMS."""
         given = {tensor.name for part in self.backend.parts.values() for tensor in part.outputs}
         there = {"visual": bool(given & {"next_frame", "error"})}
-        there["semantic"] = self.text is not None and "semantic" in given
+        said = self.text is not None and "semantic" in given
+        there["semantic"] = said and self.semantic_on
         there["attribute"] = self.scene.attributes is not None
         return tuple(term for term in TERMS if there[term])
 
@@ -74,7 +89,15 @@ class Perception:
     def needs_scenes(self) -> bool:
         """Whether anything asks for what moves in a frame."""
         told = self.captioner is not None and self.captioner.needs_scenes
-        return told or "attribute" in self.terms
+        return (told and self.when.policy.kind != "off") or "attribute" in self.terms
+
+    @property
+    def when(self) -> LaneSettings:
+        """When captions are made."""
+        if self.lane is not None:
+            return self.lane
+        policy = Policy("every", self.stride)
+        return LaneSettings(policy=policy, observed=self.observed, stride=self.stride)
 
     @property
     def least_frames(self) -> int:
@@ -103,6 +126,11 @@ class FrameEvidence:
     caption: str | None
     box: Box | None  # of the largest prediction error, as shares of the frame
     heat: NDArray[np.float16] | None  # (gh, gw)
+    caption_age: int | None = None  # frames since the caption was asked for
+    caption_weight: float = 0.0  # of it in the semantic evidence
+    caption_cut: bool = False  # it had not ended at the most tokens allowed
+    # What the lane looks at, of sfn_rt.normal.SIGNALS; only while normal footage is measured.
+    signals: Mapping[str, float] = field(default_factory=dict)
 
 
 class Stream(Protocol):
@@ -111,6 +139,11 @@ class Stream(Protocol):
     @property
     def pending(self) -> int:
         """Frames taken whose rows have not come out."""
+        ...
+
+    @property
+    def counts(self) -> LaneCounts | None:
+        """What became of the captions; None for a system that takes none."""
         ...
 
     def look(self, frames: Sequence[Frame]) -> Looked:
@@ -145,9 +178,24 @@ class EvidenceStream:
         self._predictor = Predictor(p.backend, p.observed)
         windows = p.windows or (p.observed,)
         self._n_windows = len(windows)
-        self._narrator = Narrator(
-            p.captioner, observed=p.observed, stride=p.stride, windows=windows
-        )
+        self._recent = Recent(p.observed, windows)
+        worker = p.worker
+        if worker is None and p.captioner is not None:
+            worker = InlineWorker(p.captioner, windows, p.observed)
+        settings = p.when
+        if worker is None:
+            settings = replace(settings, policy=Policy("off"))
+        self._lane = Lane(settings, worker)
+        self._change = ChangeSignals((p.visual.grid_height, p.visual.grid_width))
+        self._networks = bool({"visual", "semantic"} & set(p.terms))
+        fitting = p.levels is None and self._networks
+        self._measures_change = settings.policy.kind == "change" or fitting
+        self._suspicious = False  # the newest frame that was scored
+
+    @property
+    def counts(self) -> LaneCounts:
+        """What became of the captions."""
+        return self._lane.counts
 
     def look(self, frames: Sequence[Frame]) -> Looked:
         """First stage: may run ahead of `predict`, in another thread."""
@@ -159,45 +207,72 @@ class EvidenceStream:
 
     def predict(self, block: Looked) -> list[FrameEvidence]:
         """Second stage: the evidence of each frame of the block."""
-        captions = self._narrator.step(block.frames, block.scenes)
-        visual, semantic = self._networks(block, captions)
-        first = len(block.frames) - len(captions)  # of the block's frames that is predicted
+        encoded = self.encode(block)
+        held, signals = self.describe(block, encoded)
+        prediction, semantic = self.decode(encoded, held)
+        visual = self.measure(block, prediction)
+        first = len(block.frames) - len(held)  # of the block's frames that is predicted
         rows = []
         for i, (frame, scene) in enumerate(zip(block.frames, block.scenes, strict=True)):
             if i < first:
                 rows.append(unscored(frame.index, frame.time_s, scene))
                 continue
-            error = visual[i - first] if visual else None
+            n = i - first
             terms: dict[str, float] = {}
+            error = visual[n] if visual else None
             if error is not None and "visual" in self._p.terms:
                 terms["visual"] = error.evidence
             if semantic is not None:
-                terms["semantic"] = float(semantic[i - first])
+                terms["semantic"] = semantic[n]
             if "attribute" in self._p.terms:
                 terms["attribute"] = _attributes(self._p).evidence(scene)
-            box, heat = (error.box, error.heat) if error else (None, None)
-            shortest = captions[i - first][0] if captions[i - first] else None
-            rows.append(FrameEvidence(frame.index, frame.time_s, scene, terms, shortest, box, heat))
+            rows.append(
+                FrameEvidence(
+                    index=frame.index,
+                    time_s=frame.time_s,
+                    scene=scene,
+                    terms=terms,
+                    caption=held[n].captions[0] if held[n].captions else None,
+                    box=error.box if error else None,
+                    heat=error.heat if error else None,
+                    caption_age=held[n].age if held[n].captions else None,
+                    caption_weight=self._weight(held[n]),
+                    caption_cut=held[n].cut,
+                    signals=_with_distilled(signals[n], prediction, n) if signals else {},
+                )
+            )
+        if self._p.levels is not None and self._p.levels.suspicious is not None and visual:
+            self._suspicious = visual[-1].evidence > self._p.levels.suspicious
         return rows
 
     def finish(self) -> list[FrameEvidence]:
-        """Nothing is left: no frame waits for later ones."""
+        """Nothing is left: no frame waits for later ones. Captions on their way are not wanted."""
+        self._lane.close()
         return []
 
     def state(self, block: Looked) -> tuple[dict[str, Array], dict[str, Any]]:
         """Arrays and JSON to continue from, exactly, after `predict(block)`."""
-        images, narrator = self._narrator.state()
-        arrays = {f"predictor/{k}": v for k, v in self._predictor.state().items()} | images
+        images, recent = self._recent.state()
+        pending, lane = self._lane.state()
+        reference, age = self._change.state()
+        arrays = {f"predictor/{k}": v for k, v in self._predictor.state().items()}
+        arrays |= {f"recent/{k}": v for k, v in images.items()}
+        arrays |= {f"change/{k}": v for k, v in reference.items()}
         for name in ("previous", "running"):
             if block.analyser.get(name) is not None:
                 arrays[f"analyser/{name}"] = block.analyser[name]
-        return arrays, narrator | {"count": block.analyser.get("count", 0)}
+        plain = {
+            "recent": recent,
+            "lane": lane,
+            "change": age,
+            "suspicious": self._suspicious,
+            "count": block.analyser.get("count", 0),
+        }
+        return arrays | pending, plain
 
     def restore(self, arrays: Mapping[str, Array], plain: Mapping[str, Any]) -> None:
         """Continue where `state` was taken."""
-        prefix = "predictor/"
-        kept = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        self._predictor.restore(kept)
+        self._predictor.restore(_under(arrays, "predictor/"))
         self._analyser.restore(
             {
                 "previous": arrays.get("analyser/previous"),
@@ -205,25 +280,95 @@ class EvidenceStream:
                 "count": plain["count"],
             }
         )
-        self._narrator.restore(arrays, plain)
+        self._recent.restore(_under(arrays, "recent/"), plain["recent"])
+        self._lane.restore(arrays, plain["lane"])
+        self._change.restore(_under(arrays, "change/"), plain["change"])
+        self._suspicious = plain["suspicious"]
 
-    def _networks(self, block: Looked, captions: Sequence[Sequence[str]]) -> tuple[Any, Any]:
-        if not {"visual", "semantic"} & set(self._p.terms):
+    def encode(self, block: Looked) -> Encoded | None:
+        """What `predict` begins with; None where nothing asks the networks."""
+        if self._measures_change or self._networks:
+            return self._predictor.encode(block.pictures)
+        return None
+
+    def describe(
+        self, block: Looked, encoded: Encoded | None
+    ) -> tuple[list[Held], list[dict[str, float]]]:
+        """The caption that counts at each predicted frame, and the change before it."""
+        hidden = encoded.hidden if encoded is not None and self._p.worker is not None else None
+        predicted = self._recent.step(block.frames, block.scenes, hidden)
+        signals: list[dict[str, float]] = []
+        for i, (frame, moment) in enumerate(predicted):
+            if self._measures_change and encoded is not None:
+                tokens = None if encoded.tokens is None else encoded.tokens[i]
+                signals.append(self._change.measure(tokens, encoded.difference[i]))
+            self._offer(frame, moment, signals[-1] if signals else {})
+        self._lane.flush()
+        return [self._lane.held(frame.index, frame.time_s) for frame, _ in predicted], signals
+
+    def _offer(
+        self, frame: Frame, moment: Callable[[], Moment], signals: Mapping[str, float]
+    ) -> None:
+        levels = self._p.levels
+        changed = levels is not None and any(
+            value > levels.changed.get(name, np.inf) for name, value in signals.items()
+        )
+        asked = self._lane.offer(
+            frame.index, frame.time_s, moment, changed=changed, suspicious=self._suspicious
+        )
+        # What is measured of normal footage is the change within a while, whatever is captioned.
+        if asked and levels is not None and signals:
+            self._change.renew()
+
+    def decode(
+        self, encoded: Encoded | None, held: Sequence[Held]
+    ) -> tuple[Prediction | None, list[float] | None]:
+        """What the model expects, and the semantic evidence where that term is on."""
+        if encoded is None or not self._networks:
             return None, None
-        text = None
-        if self._p.text is not None and captions:
-            text = embed(self._p.text, captions)  # (p, K S)
-        prediction = self._predictor.step(block.pictures, text)
-        if prediction is None:
-            return None, None
-        visual = semantic = None
-        if prediction.next_frame is not None:
-            actual = block.pictures[-len(prediction.next_frame) :]  # (p, 3, h, w)
-            errors = absolute_error(prediction.next_frame, actual)  # (p, h, w)
-            visual = measure_errors(errors, self._p)
-        if "semantic" in self._p.terms and prediction.semantic is not None and text is not None:
-            semantic = semantic_error(prediction.semantic, text, self._n_windows)  # (p,)
-        return visual, semantic
+        text = self._embed(held)
+        prediction = self._predictor.decode(encoded, text)
+        if prediction is None or "semantic" not in self._p.terms:
+            return prediction, None
+        assert prediction.semantic is not None
+        assert text is not None
+        errors = semantic_error(prediction.semantic, text, self._n_windows)  # (p,)
+        expected = self._p.levels.expected if self._p.levels is not None else None
+        if expected is None:
+            return prediction, [float(error) for error in errors]
+        evidence = []
+        for i, (error, caption) in enumerate(zip(errors, held, strict=True)):
+            weight = self._weight(caption)
+            value = weight * float(error) if weight else 0.0
+            if weight < 1:
+                distilled = prediction.distilled
+                guess = expected.of(None if distilled is None else float(distilled[i]))
+                value += (1 - weight) * guess
+            evidence.append(value)
+        return prediction, evidence
+
+    def measure(self, block: Looked, prediction: Prediction | None) -> list[VisualError]:
+        """How far the pictures are from those expected; empty without a picture branch."""
+        if prediction is None or prediction.next_frame is None:
+            return []
+        actual = block.pictures[-len(prediction.next_frame) :]  # (p, 3, h, w)
+        return measure_errors(absolute_error(prediction.next_frame, actual), self._p)
+
+    def _embed(self, held: Sequence[Held]) -> Array | None:
+        """(p, K S) of the captions that count, or of the usual one where none does."""
+        if self._p.text is None or not held:
+            return None
+        told = [caption.captions if self._weight(caption) else () for caption in held]
+        if all(told):
+            return embed(self._p.text, told)
+        assert self._p.levels is not None
+        usual = self._p.levels.usual
+        assert usual is not None
+        rows = [embed(self._p.text, [captions])[0] if captions else usual for captions in told]
+        return np.stack(rows)
+
+    def _weight(self, held: Held) -> float:
+        return held.weight if self._p.counts else 0.0
 
 
 def measure_errors(errors: NDArray[np.float32], perception: Perception) -> list[VisualError]:
@@ -242,6 +387,18 @@ def empty_scene(frame: Frame) -> Scene:
 def unscored(index: int, time_s: float, scene: Scene) -> FrameEvidence:
     """The row of a frame that cannot be scored."""
     return FrameEvidence(index, time_s, scene, {}, None, None, None)
+
+
+def _with_distilled(
+    signals: Mapping[str, float], prediction: Prediction | None, n: int
+) -> Mapping[str, float]:
+    if prediction is None or prediction.distilled is None:
+        return signals
+    return {**signals, "distilled": float(prediction.distilled[n])}
+
+
+def _under(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _attributes(perception: Perception) -> AttributeModel:

@@ -28,7 +28,7 @@ class Encoded:
     feeds: Mapping[str, FloatArray]  # decoder inputs (p, ...); empty where p is 0
     tokens: FloatArray | None  # (p, 1 + N, D) of the last observed frame of each clip
     difference: FloatArray  # (p, 3, h, w) between the last two observed frames of each clip
-    hidden: FloatArray | None  # (p + T - 1, 1 + N, C) of the clips' frames by the vision tower
+    hidden: FloatArray | None  # (b, 1 + N, C) of the block's frames, by the vision tower
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Predictor:
             seen = {"frame": frames}
             if "vision" in self._backend.parts:
                 seen = self._backend.infer("vision", seen)
-                hidden = self._extend("hidden", seen["hidden"])[:-1]
+                hidden = seen["hidden"]
             encoded = self._backend.infer("appearance", seen)
             tokens = self._extend("tokens", encoded["tokens"])
             skips = self._extend("skip", encoded["skip"])
@@ -81,7 +81,7 @@ class Predictor:
             feeds["last_frame"] = known[t - 1 : -1]
         self._forget()
         if n == 0:
-            return Encoded(0, {}, None, known[:0], None)
+            return Encoded(0, {}, None, known[:0], hidden)
         last = None if tokens is None else tokens[t - 1 : -1]
         return Encoded(n, feeds, last, known[t - 1 : -1] - known[t - 2 : -2], hidden)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from sfn_rt.bundle import MANIFEST, Bundle, Semantics, load_bundle
 from sfn_rt.evidence import Perception
 from sfn_rt.exceptions import BundleError, InputError
-from sfn_rt.normal import NormalFootage, SceneModel
+from sfn_rt.normal import NormalFootage
+from sfn_rt.options import LaneOptions
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.scores import Tail
 from sfn_rt.semantics.cached import CachedCaptioner, CaptionFile, Part, find_captions
-from sfn_rt.semantics.captioner import Captioner
-from sfn_rt.semantics.describe import SceneCaptioner
+from sfn_rt.semantics.captioning import Captioning, captioned
 from sfn_rt.semantics.narrator import check_windows
 from sfn_rt.semantics.scene import SceneConfig
 from sfn_rt.semantics.text_encoder import TextEncoder
@@ -32,6 +32,7 @@ class Model:
     normal: NormalFootage
     tails: dict[str, Tail]  # of the terms that are on
     threshold: Threshold  # for the terms that are on
+    captioning: Captioning | None  # None: a system that takes no captions
 
     @property
     def alpha(self) -> float:
@@ -46,14 +47,16 @@ def open_model(
     threads: int | None = None,
     terms: tuple[str, ...] | None = None,
     captions: Path | None = None,
+    lane: LaneOptions | None = None,
 ) -> Iterator[Model]:
-    """Load a bundle with the CPU backend; `terms` and `captions` replace what it would do."""
+    """Load a bundle with the CPU backend; what is given replaces what it would do."""
     from sfn_rt.backends.ort import OrtBackend
 
     bundle = load_bundle(path)
     manifest = bundle.manifest
     normal = NormalFootage.from_arrays(bundle.normal())
-    with OrtBackend.from_bundle(bundle, threads=threads) as backend:
+    with ExitStack() as stack:
+        backend = stack.enter_context(OrtBackend.from_bundle(bundle, threads=threads))
         perception = Perception(
             backend=backend,
             system=manifest.system,
@@ -64,29 +67,33 @@ def open_model(
             scene=normal.scene,
             terms=(),
         )
+        captioning = None
         if manifest.semantics is not None:
-            perception = _with_semantics(perception, bundle, manifest.semantics, captions)
-        elif captions is not None:
-            raise InputError(f"--captions: {manifest.system} takes none; leave the option out")
+            perception = _with_semantics(perception, bundle, manifest.semantics)
+            asked = lane or LaneOptions()
+            perception, captioning = stack.enter_context(
+                captioned(perception, bundle, normal, captions, asked, threads)
+            )
+        elif captions is not None or lane not in (None, LaneOptions()):
+            raise InputError(
+                f"--captions, --captioner, --lane: {manifest.system} takes none; leave them out"
+            )
         chosen = choose_terms(terms, perception.available_terms, tuple(normal.tails))
         perception = replace(perception, terms=chosen)
         sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         tails = {term: normal.tails[term] for term in chosen}
-        yield Model(bundle, sha256, perception, normal, tails, normal.thresholds[chosen])
+        threshold = normal.thresholds[chosen]
+        yield Model(bundle, sha256, perception, normal, tails, threshold, captioning)
 
 
-def _with_semantics(
-    perception: Perception, bundle: Bundle, semantics: Semantics, captions: Path | None
-) -> Perception:
-    text, captioner = None, make_captioner(perception.scene, captions)
-    check_windows(captioner, semantics.windows)
+def _with_semantics(perception: Perception, bundle: Bundle, semantics: Semantics) -> Perception:
+    text = None
     if semantics.text is not None:
         tokenizer = bundle.path(semantics.text.tokenizer)
         text = TextEncoder(perception.backend, tokenizer, semantics.text.max_tokens)
     return replace(
         perception,
         scene_config=_settings(SceneConfig, semantics.scene, bundle.folder),
-        captioner=captioner,
         text=text,
         stride=semantics.stride,
         windows=semantics.windows,
@@ -107,13 +114,6 @@ def choose_terms(
     return tuple(term for term in there if term in asked)  # thresholds are kept in this order
 
 
-def make_captioner(scene: SceneModel, captions: Path | None) -> Captioner:
-    """From a file where one is given, else from what moves; a folder waits for its video."""
-    if captions is not None and not captions.is_dir():
-        return CachedCaptioner(captions)
-    return SceneCaptioner(scene.attributes)
-
-
 def with_captions(
     model: Model, captions: Path | None, video: Path, name: str, part: Part | None = None
 ) -> Model:
@@ -122,10 +122,11 @@ def with_captions(
     if semantics is None:
         return model
     if captions is None:
-        if semantics.captioner == "cached" and semantics.text is not None:
+        if model.captioning is not None and model.captioning.who == "cached":
             raise InputError(
                 f"{model.bundle.folder}: trained on captions from files, so it needs those of "
-                f"{video} too; give --captions FOLDER (`python -m sfn_train captions` makes them)"
+                f"{video} too; give --captions FOLDER (`python -m sfn_train captions` makes them), "
+                f"or score without captions: --lane off"
             )
         return model
     file = CaptionFile.read(find_captions(captions, name, part))

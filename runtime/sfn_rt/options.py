@@ -4,11 +4,49 @@ Options say where and how fast, never what the model is: that is in the bundle.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from sfn_rt.exceptions import InputError
 from sfn_rt.scores import TERMS as TERMS  # also what a bundle may name
+
+CaptionerName = Literal["scene", "vlm", "student"]
+Clock = Literal["frames", "seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneOptions:
+    """Who describes a video, and when; semantics/lane.py has the rules."""
+
+    captioner: CaptionerName | None = None  # None: the one that the model was trained with
+    policy: str | None = None  # None: every stride of the model, or `change` with the VLM
+    latency: int | None = None  # frames that a caption takes; None: 0, or a second with the VLM
+    clock: Clock = "frames"  # "seconds": play the video as a camera would, captions when they come
+
+    def __post_init__(self) -> None:
+        if self.captioner not in (None, *get_args(CaptionerName)):
+            raise InputError(
+                f"--captioner must be one of {', '.join(get_args(CaptionerName))}, "
+                f"got {self.captioner!r}"
+            )
+        if self.clock not in get_args(Clock):
+            raise InputError(f"--lane-clock must be frames or seconds, got {self.clock!r}")
+        if self.latency is not None and self.latency < 0:
+            raise InputError(f"--lane-latency must be 0 or more frames, got {self.latency}")
+        if self.latency is not None and self.clock == "seconds":
+            raise InputError(
+                "--lane-latency is how long a caption takes on the clock of frames; on that of "
+                "seconds it takes what it takes: leave one of the two options out"
+            )
+        if self.captioner == "student" and self.policy not in (None, "off"):
+            raise InputError(
+                "--captioner student makes no captions, so it has no policy; leave --lane out"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +61,7 @@ class ScoreOptions:
     captions: Path | None = None  # a file or a folder of them, instead of describing what moves
     terms: tuple[str, ...] | None = None  # None: all that the bundle carries
     fps: float | None = None  # where the video does not state it
+    lane: LaneOptions = field(default_factory=LaneOptions)
     progress: bool = True  # on a terminal only
 
     def __post_init__(self) -> None:
@@ -47,6 +86,7 @@ class EvalOptions:
     terms: tuple[str, ...] | None = None
     fps: float | None = None
     labels: str | None = None  # "masks", "frames" or a label file's name; None: datasets' rule
+    lane: LaneOptions = field(default_factory=LaneOptions)
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -62,6 +102,7 @@ class BenchOptions:
     threads: int | None = None
     frames: int = 500  # measured, after the warm-up; a shorter video is measured whole
     warmup: int = 20
+    lane: LaneOptions = field(default_factory=LaneOptions)
 
     def __post_init__(self) -> None:
         check_threads(self.threads)

@@ -10,9 +10,9 @@ leaves a checkpoint that continues to the same bytes.
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from sfn_rt.progress import Progress
 from sfn_rt.rows import Rows
 from sfn_rt.scores import CausalScore, PaperConstants, VideoScores, paper_constants, paper_scores
 from sfn_rt.semantics.cached import find_captions
+from sfn_rt.semantics.caption_text import mostly_foreign
+from sfn_rt.semantics.contrast import contrast
 from sfn_rt.sinks.files import OutputFolder, output_errors
 from sfn_rt.streams import open_stream
 
@@ -52,6 +54,7 @@ class ScoreSummary:
     highest: float  # causal score
     files: tuple[str, ...]
     warnings: tuple[str, ...]
+    lane: Mapping[str, Any] | None  # who described the video, when, and what became of it
     problem: str | None  # why decoding broke off, if it did
 
     def text(self) -> str:
@@ -63,6 +66,8 @@ class ScoreSummary:
             f"{self.highest:.2f}, threshold {self.threshold:.2f}, {len(self.events)} event"
             f"{'' if len(self.events) == 1 else 's'}"
         )
+        if self.lane is not None:
+            lines.append(lane_text(self.lane))
         for event in self.events:
             lines.append(f"  {event.start_s:.1f}-{event.end_s:.1f} s: {event.explanation}")
         lines.append(f"{self.out}: {', '.join(self.files)}")
@@ -78,8 +83,9 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
     """Score every frame of `source` and write the results to `options.out`."""
     with ExitStack() as stack:
         opened = open_model(
-            bundle, threads=options.threads, terms=options.terms, captions=options.captions
-        )
+            bundle, threads=options.threads, terms=options.terms, captions=options.captions,
+            lane=options.lane,
+        )  # fmt: skip
         model = stack.enter_context(opened)
         video = stack.enter_context(open_source(source, fps=options.fps))
         model = with_captions(model, options.captions, source, video.name)
@@ -111,7 +117,7 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
     return ScoreSummary(
         source, options.out, result.n_frames, int(np.isfinite(result.causal).sum()), seconds,
         n_resumed, tuple(run.events), model.threshold.value, float(np.nanmax(result.causal)), names,
-        warnings, video.problem,
+        warnings, run.lane(result.captions), video.problem,
     )  # fmt: skip
 
 
@@ -130,7 +136,11 @@ class VideoRun:
 
     def __init__(self, model: Model, fps: float, grid: Path | None = None) -> None:
         self.model, self.fps = model, fps
-        self.stream = open_stream(model.perception)
+        perception = model.perception
+        if perception.lane is not None:
+            perception = replace(perception, lane=replace(perception.lane, fps=fps))
+        self.stream = open_stream(perception)
+        self._paced = perception.lane is not None and perception.lane.clock == "seconds"
         self.causal = CausalScore(model.tails, model.alpha)
         self.detector = EventDetector(model.threshold.value, min_gap_frames=min_gap_frames(fps))
         visual = model.perception.visual
@@ -141,6 +151,8 @@ class VideoRun:
     def blocks(self, video: FrameSource, start: int = 0) -> Iterator[Looked]:
         """Look at the video's frames from `start` on, ahead of whoever takes the blocks."""
         frames = (frame for frame in video if frame.index >= start)
+        if self._paced:
+            return prefetch(self.stream.look([frame]) for frame in paced(frames))
         return prefetch(self.stream.look(block) for block in grouped(frames, BLOCK))
 
     @property
@@ -178,6 +190,9 @@ class VideoRun:
         The constants are those of the system unless a data set has its own.
         """
         self._score(self.stream.finish())
+        counts = self.stream.counts
+        if counts is not None and counts.stopped is not None:
+            self.warnings.append(f"captions stopped: {counts.stopped}")
         if constants is None:
             _, constants = paper_constants(self.model.bundle.manifest.system)
         if last := self.detector.finish():
@@ -186,6 +201,23 @@ class VideoRun:
         scored = any(np.isfinite(values).any() for values in terms.values())
         paper = paper_scores(terms, constants) if scored else self.rows.column("causal")
         return self.rows.result(name, self.fps, paper)
+
+    def lane(self, captions: Sequence[str]) -> dict[str, Any] | None:
+        """Who described the video, when, and what became of it; None where nobody could."""
+        who, counts = self.model.captioning, self.stream.counts
+        if who is None or counts is None:
+            return None
+        when = who.settings
+        return {
+            "captioner": who.who,
+            "policy": str(when.policy),
+            "latency": when.latency,
+            "clock": when.clock,
+            "weight": when.rule,
+            "note": who.note,
+            **asdict(counts),
+            "foreign": sum(map(mostly_foreign, captions)),
+        }
 
     def _check_scene(self, frame: Frame) -> None:
         likeness = self.model.normal.scene.likeness(frame.image)
@@ -221,10 +253,21 @@ class VideoRun:
         if "visual" in surprise:
             reasons.append((surprise["visual"], self._looks(row.terms["visual"])))
         if "semantic" in surprise:
-            reasons.append((surprise["semantic"], "what happens is described unlike normal life"))
+            reasons.append((surprise["semantic"], _means(row)))
         reasons.sort(key=lambda reason: -reason[0])
         said = [text for value, text in reasons if value >= 3.0] or [reasons[0][1]]
-        return Description(caption=row.caption or "", explanation="; ".join(said), box=box)
+        told = Description(caption=row.caption or "", explanation="; ".join(said), box=box)
+        text, usual = self.model.perception.text, self.model.normal.captions
+        if row.caption is None or text is None or usual is None:
+            return told
+        against = contrast(row.caption, text.encode([row.caption])[0], usual)
+        return replace(
+            told,
+            nearest=against.nearest,
+            new=against.new,
+            caption_age=row.caption_age,
+            caption_cut=row.caption_cut,
+        )
 
     def _looks(self, evidence: float) -> str:
         """Words for the visual evidence of a frame."""
@@ -235,6 +278,24 @@ class VideoRun:
             return f"is reconstructed {abs(worse):.1f} dB {than} than 999 of 1000 normal frames"
         ratio = evidence / usual if usual > 0 else 1.0
         return f"looks {ratio:.1f} times as unexpected as 999 of 1000 normal frames"
+
+
+def _means(row: FrameEvidence) -> str:
+    """Words for the semantic evidence of a frame."""
+    if row.caption_weight >= 0.5:
+        return "what happens is described unlike normal life"
+    return "what happens looks like what would be described unlike normal life"
+
+
+def lane_text(lane: Mapping[str, Any]) -> str:
+    """One line on the captions, for people."""
+    text = f"captions: {lane['captioner']}"
+    if lane["asked"]:
+        text += f", {lane['policy']}: {lane['made']} made for {lane['offered']} frames"
+        odd = {"dropped": "dropped", "cut": "cut at the most tokens", "empty": "empty"}
+        odd |= {"foreign": "not in English", "restarts": "restarts of the captioner"}
+        text += "".join(f", {lane[name]} {words}" for name, words in odd.items() if lane[name])
+    return f"{text}; {lane['note']}" if lane["note"] else text
 
 
 def _holds(box: Box, other: Box) -> bool:
@@ -260,7 +321,7 @@ def write_results(
 
     model = run.model
     manifest = model.bundle.manifest
-    captioner = model.perception.captioner
+    lane = run.lane(result.captions)
     name, constants = paper_constants(manifest.system)
     meta = {
         "profile": manifest.profile,
@@ -268,7 +329,7 @@ def write_results(
         "bundle": str(model.bundle.folder),
         "sha": model.sha256,
         "terms": ", ".join(model.perception.terms),
-        "captions": "none" if captioner is None else captioner.name,
+        "captions": "none" if lane is None else str(lane["captioner"]),
         "paper score": f"constants {name}: {constants.text()}",
         "trained on": manifest.provenance.data,
     }
@@ -278,7 +339,7 @@ def write_results(
         paths = write_report(
             folder.files, source, result, run.events, run.rows.heat(),
             threshold=model.threshold, meta=meta, warnings=tuple(warnings),
-            heat_scale=model.normal.heat_scale, fps=options.fps,
+            heat_scale=model.normal.heat_scale, fps=options.fps, lane=lane,
             video=options.report, html=options.report,
         )  # fmt: skip
     return tuple(path.name for path in paths)
@@ -344,8 +405,19 @@ def _identity(source: Path, name: str, model: Model, options: ScoreOptions) -> d
         "--terms": list(model.perception.terms),
         "--captions": captions,
         "--fps": options.fps,
+        "lane": options.lane.to_json(),
         "--threads": options.threads,
     }
+
+
+def paced(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Frames when their time comes, as a camera gives them."""
+    start: float | None = None
+    for frame in frames:
+        now = time.monotonic()
+        start = now - frame.time_s if start is None else start
+        time.sleep(max(0.0, start + frame.time_s - now))
+        yield frame
 
 
 def grouped(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

@@ -41,6 +41,11 @@ class ReconstructionStream:
         """Frames taken whose rows have not come out."""
         return len(self._late)
 
+    @property
+    def counts(self) -> None:
+        """No captions are made."""
+        return
+
     def look(self, frames: Sequence[Frame]) -> Looked:
         """First stage: may run ahead of `predict`, in another thread."""
         pictures = np.stack([preprocess(f.image, self._p.preprocessing) for f in frames])

@@ -17,6 +17,7 @@ from sfn_rt.evidence import FrameEvidence
 from sfn_rt.scores import FloatArray, VideoScores
 
 BOX = ("x", "y", "w", "h")
+CAPTION = ("caption_id", "caption_age", "caption_weight")
 
 
 class Rows:
@@ -26,7 +27,7 @@ class Rows:
         self, terms: Sequence[str], grid: tuple[int, int], heat_file: Path | None = None
     ) -> None:
         self._terms, self._grid, self._heat_file = tuple(terms), grid, heat_file
-        names = ("time_s", "causal", "caption_id", *self._terms, *BOX)
+        names = ("time_s", "causal", *CAPTION, *self._terms, *BOX)
         self._columns = {name: array("d") for name in names}
         self._caption_ids: dict[str, int] = {}
         self._empty = np.full(grid, np.nan, np.float16)
@@ -51,6 +52,9 @@ class Rows:
         if row.caption is not None:
             number = self._caption_ids.setdefault(row.caption, len(self._caption_ids))
         columns["caption_id"].append(number)
+        age = row.caption_age
+        columns["caption_age"].append(float("nan") if age is None else age)
+        columns["caption_weight"].append(row.caption_weight if row.terms else float("nan"))
         if self._heat_file is not None:
             self._pending.append(self._empty if row.heat is None else row.heat)
             if len(self._pending) >= 64:
@@ -79,6 +83,8 @@ class Rows:
             causal=self.column("causal"), box=box,
             caption_id=self.column("caption_id").astype(np.int32),
             captions=tuple(self._caption_ids),
+            caption_age=self.column("caption_age"),
+            caption_weight=self.column("caption_weight"),
         )  # fmt: skip
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:

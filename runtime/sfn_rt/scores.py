@@ -104,6 +104,8 @@ class VideoScores:
     box: npt.NDArray[np.float32]  # (T, 4) x, y, w, h of the peak in source pixels; NaN = none
     caption_id: npt.NDArray[np.int32]  # (T,) index into captions; -1 = none
     captions: tuple[str, ...]
+    caption_age: FloatArray | None = None  # (T,) frames since it was asked for; NaN = no caption
+    caption_weight: FloatArray | None = None  # (T,) of it in the semantic term; NaN = not scored
 
     def __post_init__(self) -> None:
         n_frames = len(self.time_s)
@@ -113,6 +115,9 @@ class VideoScores:
             "causal": self.causal,
             "caption_id": self.caption_id,
         }
+        for name, optional in (("age", self.caption_age), ("weight", self.caption_weight)):
+            if optional is not None:
+                columns[f"caption_{name}"] = optional
         for name, values in columns.items():
             if values.shape != (n_frames,):
                 raise InputError(
@@ -266,10 +271,14 @@ class Tail:
 
     def quantile(self, share: float) -> float:
         """The value that `share` of normal evidence stays below; the inverse of the survival."""
-        rare = 1.0 - share
-        if rare < self._share[-1]:
-            return float(self._value[-1] + self.scale * np.log(self._share[-1] / rare))
-        return float(np.interp(-rare, -self._share, self._value))
+        return self.value(-float(np.log(1.0 - share)))
+
+    def value(self, surprise: float) -> float:
+        """The evidence that is as surprising as this, in nats; the inverse of `surprise`."""
+        rarest = float(np.log(self._share[-1]))
+        if surprise > -rarest:
+            return float(self._value[-1] + self.scale * (rarest + surprise))
+        return float(np.interp(-np.exp(-surprise), -self._share, self._value))
 
     def to_arrays(self) -> dict[str, FloatArray]:
         """For an .npz file; `from_arrays` gives the same tail back, bit for bit."""

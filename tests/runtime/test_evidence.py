@@ -355,7 +355,7 @@ def test_memory_does_not_grow_with_the_video(perception: Perception) -> None:
             block = stream.look(b)
             stream.predict(block)
         arrays, plain = stream.state(block)
-        assert len(plain["recent"]) == 4
+        assert len(plain["recent"]["recent"]) == 4
         return sum(array.nbytes for array in arrays.values())
 
     assert kept(16) == kept(80)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sfn_rt import pipeline
+from sfn_rt.events import Event
 from sfn_rt.evidence import FrameEvidence
 from sfn_rt.exceptions import InputError, OutputError
 from sfn_rt.frames import Frame, open_source
@@ -191,9 +192,9 @@ def test_an_open_event_survives_an_interruption(opened: Model) -> None:
         "start_frame": 1, "end_frame": 2, "peak_frame": 1, "start_s": 0.1, "end_s": 0.2,
         "peak_s": 0.1, "score": 5.0, "caption": "a", "explanation": "b", "box": [1.0, 2, 3, 4],
     }  # fmt: skip
-    event = pipeline._event(raw)
+    event = Event.of(raw)
     assert event.box == (1.0, 2, 3, 4)
-    assert pipeline._event(raw | {"box": None}).box is None
+    assert Event.of(raw | {"box": None}).box is None
 
 
 # ----------------------------------------------------------------------------- what counts

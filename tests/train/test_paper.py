@@ -241,7 +241,7 @@ def test_weights_to_scores(run: Path, sources: Path, footage: Path, tmp_path: Pa
     with open_model(bundle) as opened:  # export compares on the captions made for its clips
         described_clip = described(opened, sources / "captions", clip)
         assert described_clip.perception.captioner.name == "cached"
-        assert described(opened, tmp_path, clip) is opened
+        assert described(opened, tmp_path, clip).perception.captioner.name == "scene"
 
     captions = sources / "captions" / f"{clip.name}.json"
     out = tmp_path / "scores"
