@@ -27,6 +27,14 @@ class FormName(StrEnum):
     dense = "dense"
 
 
+class PrecisionName(StrEnum):
+    """Of a VLM's language model."""
+
+    fp32 = "fp32"
+    int4 = "int4"
+    fp16 = "fp16"
+
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 FormOption = Annotated[
     FormName, typer.Option(help="The SFFM: blocks of tokens (dispatch), or all filters (dense).")
@@ -130,6 +138,16 @@ def vlm(
     max_tokens: Annotated[
         int | None, typer.Option(help="A caption is cut there; default 1024.")
     ] = None,
+    precision: Annotated[
+        list[PrecisionName] | None,
+        typer.Option(
+            help="Of its language model; once for each. The device takes the first; fp32 is there "
+            "in any case, and what the others change in the captions is reported."
+        ),
+    ] = None,
+    clips: Annotated[
+        Path | None, typer.Option(help="Data to report that on; default three drawn videos.")
+    ] = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Add a vision-language model to a bundle, so that the device captions by itself."""
@@ -142,6 +160,8 @@ def vlm(
         out=out,
         question=QUESTION if prompt is None else prompt,
         max_tokens=max_tokens,
+        precisions=tuple(each.value for each in precision or [PrecisionName.fp32]),
+        clips=clips,
         threads=threads,
     )
     done = add_vlm(options, typer.echo)
@@ -156,9 +176,15 @@ def rtx(
     graphs: Annotated[list[Path], typer.Argument(help="ONNX files, or folders of them.")],
 ) -> None:
     """Have TensorRT-RTX parse and build every graph on the CPU."""
-    from sfn_export.rtx import TARGETS, check_rtx, graphs_in
+    from sfn_export.rtx import TARGETS, check_rtx, foreign_operators, graphs_in
 
     for path in graphs_in(graphs):
+        # Of a bundle: a graph that is named is meant, and refused if it must be.
+        if path not in graphs and (foreign := foreign_operators(path)):
+            typer.echo(
+                f"{path}: left out: its operators {', '.join(foreign)} are ONNX Runtime's alone"
+            )
+            continue
         built = check_rtx(path)
         typer.echo(
             f"{path}: {built.layers} layers, {built.megabytes:.1f} MB for {', '.join(TARGETS)}, "

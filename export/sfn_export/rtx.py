@@ -63,13 +63,21 @@ def check_rtx(path: Path, targets: tuple[str, ...] = TARGETS) -> RtxBuild:
 def graphs_in(paths: Iterable[Path]) -> list[Path]:
     """The ONNX files among `paths` and in the folders among them."""
     found = [
-        g for path in paths for g in (sorted(path.glob("*.onnx")) if path.is_dir() else [path])
+        g for path in paths for g in (sorted(path.rglob("*.onnx")) if path.is_dir() else [path])
     ]
     if absent := [path for path in found if not path.is_file()]:
         raise RtxError(f"{absent[0]} does not exist; give ONNX files or a bundle folder")
     if not found:
         raise RtxError("no ONNX file there; give ONNX files or a bundle folder")
     return found
+
+
+def foreign_operators(path: Path) -> list[str]:
+    """Whose operators a graph uses that are not ONNX's: no TensorRT is asked to build those."""
+    import onnx
+
+    used = onnx.load(path, load_external_data=False).graph.node
+    return sorted({node.domain for node in used} - {"", "ai.onnx"})
 
 
 def _tensorrt_rtx() -> Any:

@@ -5,6 +5,7 @@
     vlm/language.onnx     and .data beside it: weights of 1 GiB and more are not inside a graph
     vlm/embeddings.npy    mapped by the device, in the type they were published in
     vlm/tokenizer.json
+    vlm/language.int4.onnx  and .data, or fp16, where asked for; vlm/variants.json says what changed
     vlm/parity.json       what was compared
 
 The weights are never changed and no code of their folder runs. The chat template is rendered here,
@@ -25,6 +26,9 @@ import torch
 from sfn_export.exceptions import ExportError
 from sfn_export.pack import bundle_folder, stated_licence
 from sfn_export.trace import tower_graph, traced
+from sfn_export.vlm_changes import compare_variants, table
+from sfn_export.vlm_changes import to_json as changes_json
+from sfn_export.vlm_int4 import PROVIDERS, Precision, check_heads, find_builder, write_variant
 from sfn_export.vlm_parity import TOKENS, CaptionReport, check_captions, check_vlm_parts
 from sfn_export.vlm_parts import (
     LanguagePart,
@@ -62,6 +66,7 @@ from sfn_train.weights.internvl import stored_name
 
 FOLDER = "vlm"  # in the bundle: all of it belongs to the VLM
 EMBEDDINGS, TOKENIZER, PARITY = "embeddings.npy", "tokenizer.json", "parity.json"
+CHANGES = "variants.json"
 EMBED = "language_model.model.embed_tokens.weight"
 MAX_TOKENS = 1024
 Say = Callable[[str], None]
@@ -76,12 +81,22 @@ class VlmOptions:
     out: Path | None = None  # None: the bundle itself is replaced
     question: str = QUESTION
     max_tokens: int | None = None  # None: 1024, or what the model has positions for
+    # Of the language model: the first is what a device takes; fp32 is there in any case.
+    precisions: tuple[Literal["fp32"] | Precision, ...] = ("fp32",)
+    clips: Path | None = None  # data whose captions tell what a precision changes; None: drawn
     threads: int | None = None
 
     def __post_init__(self) -> None:
         check_question(self.question)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ExportError(f"--max-tokens must be at least 1, got {self.max_tokens}")
+        if self.clips is not None and not self.variants:
+            raise ExportError("--clips are what --precision int4 or fp16 is compared on; say one")
+
+    @property
+    def variants(self) -> tuple[Precision, ...]:
+        """The precisions beside fp32, each once."""
+        return tuple(precision for precision in PROVIDERS if precision in self.precisions)
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,9 @@ def add_vlm(options: VlmOptions, say: Say) -> Added:
     check_exportable(vlm.model.config, folder)
     check_special(options.question, vlm.tokenizer)
     most = cap(vlm, options.max_tokens)
+    for variant in options.variants:  # before anything that takes minutes
+        find_builder(variant)
+        check_heads(folder, variant, language_spec(vlm.model))
     origin = CaptionOrigin(model=model_sha256(folder), prompt=vlm.prompt)
     for line in remarks(bundle, origin):
         say(line)
@@ -119,10 +137,15 @@ def add_vlm(options: VlmOptions, say: Say) -> Added:
         if same_frames(bundle, vlm.tile) and drop_shared(bundle, work):
             specs.pop("vision")
             say("vision: the model's own part is the same graph, which serves both")
+        for variant in options.variants:
+            begin = time.perf_counter()
+            path = work / FOLDER / f"language.{variant}.onnx"
+            write_variant(folder, variant, path, specs["language"])
+            say(f"built vlm.language at {variant} in {time.perf_counter() - begin:.1f} s")
         settings = VlmSettings(
             model=model_name(options.weights),
             origin=origin,
-            parts={name: _entry(name, spec) for name, spec in specs.items()},
+            parts={name: _entry(name, spec, options) for name, spec in specs.items()},
             tokenizer=f"{FOLDER}/{TOKENIZER}",
             embeddings=f"{FOLDER}/{EMBEDDINGS}",
             embeddings_dtype=dtype,
@@ -142,6 +165,16 @@ def add_vlm(options: VlmOptions, say: Say) -> Added:
         say(whole.text())
         report = {"parts": parts.to_json(), "captions": whole.to_json()}
         (work / FOLDER / PARITY).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if options.variants:
+            changes = compare_variants(
+                Bundle(work, manifest),
+                options.variants,
+                clips=options.clips,
+                threads=options.threads,
+            )
+            say(table(changes))
+            text = json.dumps(changes_json(changes), indent=1, ensure_ascii=False)
+            (work / FOLDER / CHANGES).write_text(text + "\n", encoding="utf-8")
         write_manifest(work, manifest)
         load_bundle(work, verify=False)
         n_bytes = sum(file.stat().st_size for file in (work / FOLDER).iterdir())
@@ -278,7 +311,8 @@ def compare_captions(vlm: Vlm, bundle: Bundle, threads: int | None) -> CaptionRe
     """The device's captioner on what was written, against PyTorch."""
     assert bundle.manifest.vlm is not None
     tokens = min(TOKENS, bundle.manifest.vlm.max_tokens)
-    with device.Vlm(bundle, threads=threads, max_tokens=tokens) as ours:
+    exact = {"language": "fp32"}  # whichever the device will take
+    with device.Vlm(bundle, threads=threads, variants=exact, max_tokens=tokens) as ours:
         check_same_text(ours, vlm)
         return check_captions(vlm, ours)
 
@@ -289,10 +323,14 @@ def model_name(weights: str) -> str:
     return folder.resolve().name if folder.is_dir() else weights
 
 
-def _entry(part: str, spec: PartSpec) -> PartEntry:
+def _entry(part: str, spec: PartSpec, options: VlmOptions) -> PartEntry:
+    files, default = {"fp32": f"{FOLDER}/{part}.onnx"}, "fp32"
+    if part == "language":
+        files |= {variant: f"{FOLDER}/{part}.{variant}.onnx" for variant in options.variants}
+        default = options.precisions[0]
     return PartEntry(
-        files={"fp32": f"{FOLDER}/{part}.onnx"},
-        default="fp32",
+        files=files,
+        default=default,
         inputs=spec.inputs,
         outputs=spec.outputs,
     )

@@ -45,8 +45,8 @@ def marked(caption: str, phrases: Sequence[str]) -> str:
 
 
 def lane_rows(lane: Mapping[str, object]) -> dict[str, str]:
-    """How captions were made, as rows of the settings."""
-    return {key.replace("_", " "): _told(value) for key, value in lane.items()}
+    """How captions were made, as rows of the settings; null is nothing to tell."""
+    return {k.replace("_", " "): _told(value) for k, value in lane.items() if value is not None}
 
 
 def _notes(event: Event, fps: float) -> list[str]:
@@ -67,16 +67,13 @@ def _notes(event: Event, fps: float) -> list[str]:
 
 
 def _told(value: object) -> str:
-    """A JSON value in words; null says that there is nothing to tell."""
+    """A JSON value in words."""
     if isinstance(value, Mapping):
-        known = {str(key).replace("_", " "): v for key, v in value.items() if v is not None}
-        return ", ".join(f"{key} {_told(v)}" for key, v in known.items()) or "none"
+        return ", ".join(f"{key} {told}" for key, told in lane_rows(value).items()) or "none"
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence):
         return ", ".join(map(_told, value)) or "none"
-    if value is None:
-        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

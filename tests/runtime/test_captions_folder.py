@@ -116,6 +116,9 @@ def trained_on_files(model: Model, origin: CaptionOrigin | None = None) -> Model
     manifest = model.bundle.manifest
     assert manifest.semantics is not None
     semantics = replace(manifest.semantics, captioner="cached", captions=origin)
+    assert model.captioning is not None
     return replace(
-        model, bundle=replace(model.bundle, manifest=replace(manifest, semantics=semantics))
+        model,
+        bundle=replace(model.bundle, manifest=replace(manifest, semantics=semantics)),
+        captioning=replace(model.captioning, who="cached"),
     )

@@ -82,7 +82,7 @@ def test_nothing_is_looked_for_and_nothing_told(
     assert json.loads((tmp_path / "out" / "captions.json").read_text()) == {}
     captions = tmp_path / "captions.json"
     captions.write_text('{"0": "people walk"}')
-    with pytest.raises(InputError, match="--captions: dual-memory takes none"):
+    with pytest.raises(InputError, match="--lane: dual-memory takes none"):
         score(video, dual_bundle, tmp_path / "again", captions=captions)
     with pytest.raises(InputError, match="no 'attribute' term; it has visual"):
         score(video, dual_bundle, tmp_path / "again", terms=("attribute",))
@@ -140,11 +140,11 @@ def test_events_are_explained_in_decibels(opened: Model, video: Path) -> None:
             for row in run.take(block):
                 if row.terms:
                     box = run._box(row, {"visual": 5.0})
-                    caption, words, place = run._say(row, {"visual": 5.0}, box)
-                    assert caption == ""
-                    assert "dB" in words
-                    assert place is not None
-                    assert 0 <= place[0] < 180
+                    said = run._say(row, {"visual": 5.0}, box)
+                    assert said.caption == ""
+                    assert "dB" in said.explanation
+                    assert said.box is not None
+                    assert 0 <= said.box[0] < 180
 
 
 def test_a_scene_is_compared_once_even_before_the_first_row(opened: Model) -> None:

@@ -276,22 +276,22 @@ def test_an_event_is_explained_by_its_most_surprising_term(opened: Model) -> Non
     fast = row(opened, thing, visual=0.0, semantic=0.0, attribute=evidence)
     surprise = surprises(opened, fast)
     box = run._box(fast, surprise)
-    caption, words, said_box = run._say(fast, surprise, box)
-    assert caption == "a caption"
-    assert "times faster than 999 of 1000 things seen here" in words
-    assert said_box == box == thing.box
+    said = run._say(fast, surprise, box)
+    assert said.caption == "a caption"
+    assert "times faster than 999 of 1000 things seen here" in said.explanation
+    assert said.box == box == thing.box
 
     odd = row(opened, None, visual=99.0, semantic=0.0, attribute=0.0)
     surprise = surprises(opened, odd)
     box = run._box(odd, surprise)
     assert box == pytest.approx((90.0, 30.0, 18.0, 24.0))  # source pixels
-    assert run._say(odd, surprise, box)[1].startswith("looks ")
+    assert run._say(odd, surprise, box).explanation.startswith("looks ")
 
 
 def test_nothing_surprising_still_has_words(opened: Model) -> None:
     run = VideoRun(opened, 25.0)
     dull = row(opened, None, visual=0.0, semantic=0.0, attribute=0.0)
-    assert run._say(dull, surprises(opened, dull), None)[1]
+    assert run._say(dull, surprises(opened, dull), None).explanation
 
 
 def test_events_are_found_where_the_score_is_high(

@@ -36,7 +36,8 @@ from sfn_rt.scores import TERMS, VideoScores
 from sfn_rt.threshold import Threshold
 
 LIST_NAME = ".sfn-rt"  # names the files of a result, so that only those are ever replaced
-SCORE_COLUMNS = ("frame", "time_s", *TERMS, "paper", "causal", "caption_id")
+CAPTION_COLUMNS = ("caption_id", "caption_age", "caption_weight")
+SCORE_COLUMNS = ("frame", "time_s", *TERMS, "paper", "causal", *CAPTION_COLUMNS)
 EVENTS_SCHEMA_VERSION = 2
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -276,6 +277,8 @@ class ScoreTable:
     paper: NDArray[np.float64]  # (T,)
     causal: NDArray[np.float64]  # (T,)
     caption_id: NDArray[np.int32]  # (T,), -1 for none
+    caption_age: NDArray[np.float64]  # (T,) frames
+    caption_weight: NDArray[np.float64]  # (T,) 0..1
 
 
 def write_scores(path: Path, result: VideoScores) -> None:
@@ -284,13 +287,15 @@ def write_scores(path: Path, result: VideoScores) -> None:
     empty = np.full(n_frames, np.nan)
     columns = [result.time_s, *(result.terms.get(t, empty) for t in TERMS)]
     columns += [result.paper, result.causal]
+    captions = [empty if c is None else c for c in (result.caption_age, result.caption_weight)]
     with output_errors(path), path.open("w", encoding="ascii", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SCORE_COLUMNS)
         for i in range(n_frames):
             caption = int(result.caption_id[i])
             cells = [_cell(float(column[i])) for column in columns]
-            writer.writerow([i, *cells, caption if caption >= 0 else ""])
+            aged = [_cell(float(column[i])) for column in captions]
+            writer.writerow([i, *cells, caption if caption >= 0 else "", *aged])
 
 
 def read_scores(path: Path) -> ScoreTable:
@@ -311,6 +316,8 @@ def read_scores(path: Path) -> ScoreTable:
         paper=column["paper"],
         causal=column["causal"],
         caption_id=np.nan_to_num(column["caption_id"], nan=-1).astype(np.int32),
+        caption_age=column["caption_age"],
+        caption_weight=column["caption_weight"],
     )
 
 

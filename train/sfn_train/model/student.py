@@ -11,7 +11,8 @@ thing in a wide picture counts; their mean tells how full the picture is.
 It learns when the rest is trained and frozen (sfn_train/distil.py): nothing of it reaches the
 other weights, and no other output changes with it.
 
-Axes: B clips, T observed frames, N patches (h x w), C numbers a patch, H hidden, P pooled.
+Axes: B clips, T pictures (observed frames, or differences), N patches (h x w), C numbers a patch of
+one picture, H hidden, P pooled.
 """
 
 import math
@@ -26,33 +27,57 @@ from sfn_train.model.config import ModelConfig
 POOLED = 16  # P
 READ = 32  # width of g
 SEED = 0  # of the weights it starts with
-# Deviations from the usual: what is stranger counts as that strange. It also bounds rounding, as
-# products of huge numbers that cancel would leave nothing but.
+# Of what is made of a patch: stranger counts as that strange. It bounds rounding, too: huge numbers
+# that cancel would leave nothing but.
 STRANGEST = 8.0
 LOWEST = -9.0  # of the readout: an error of 1e-4, below any caption's
 USUAL = -3.0  # it starts at: an error of 0.05
 
 
-class Student(nn.Module):
-    """What a clip looks like, to the semantic error that its caption would have."""
+class Deviation(nn.Module):
+    """A patch in T pictures, (B, 1 + N, T C) as fusion lays them out, to H numbers of it.
+
+    It weighs deviations from what is usual, which its weights take in: no pass over the tokens.
+    """
 
     mean: Tensor
     spread: Tensor
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        # Of normal footage, a number each: what the encoders give is on any scale.
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.weigh = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1 + N, T C) to (B, 1 + N, H)."""
+        weight = self.weigh.weight / self.spread
+        return F.linear(x, weight, self.weigh.bias - weight @ self.mean)
+
+    def calibrate(self, x: Tensor) -> None:
+        """Take the scale of normal footage from tokens (B, 1 + N, T C) of it."""
+        self.mean.copy_(x.mean(dim=(0, 1)))
+        # A number that never changes must not become a strange one by rounding.
+        least = max(1e-2 * float(x.std()), 1e-12)
+        self.spread.copy_(x.std(dim=(0, 1)).clamp(min=least))
+
+
+class Student(nn.Module):
+    """What a clip looks like, to the semantic error that its caption would have."""
+
     positions: Tensor
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        width = c.observed * c.dim * c.use_appearance
-        width += (c.observed - 1) * c.motion_dim * c.use_motion
         self.grid = c.grid
-        # Of normal footage, a number each: what the encoders give is on any scale.
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("spread", torch.ones(width))
         self.register_buffer("positions", sincos_positions(c.dim, c.grid, 0), persistent=False)
         with torch.random.fork_rng(devices=[]):  # the other weights are drawn as without it
             torch.manual_seed(SEED)
-            self.token = nn.Linear(width, c.student)
-            self.place = nn.Linear(c.dim, c.student, bias=False)
+            self.appearance = Deviation(c.observed * c.dim, c.student) if c.use_appearance else None
+            pairs = c.observed - 1
+            self.motion = Deviation(pairs * c.motion_dim, c.student) if c.use_motion else None
+            self.place = nn.Linear(c.dim, c.student)
             self.around = nn.Conv2d(c.student, c.student, 3, padding=1, groups=c.student)
             self.mix = nn.Linear(c.student, c.student)
             self.tell = nn.Linear(c.student, POOLED)
@@ -64,9 +89,9 @@ class Student(nn.Module):
 
     def forward(self, appearance: Tensor | None, motion: Tensor | None) -> Tensor:
         """(B, T, 1 + N, D) and (B, T - 1, 1 + N, C_m), None where off, to errors (B,)."""
-        x = (self.features(appearance, motion) - self.mean) / self.spread
-        x = x.clamp(-STRANGEST, STRANGEST)
-        h = F.gelu(self.token(x) + self.place(self.positions))  # (B, N, H)
+        seen = [part(laid_out) for part, laid_out in self._pairs(appearance, motion)]
+        x = torch.stack(seen).sum(dim=0)[:, 1:] + self.place(self.positions)  # (B, N, H)
+        h = F.gelu(x.clamp(-STRANGEST, STRANGEST))
         near = self.around(h.transpose(1, 2).unflatten(2, self.grid))  # (B, H, h, w)
         h = h + F.gelu(near).flatten(2).transpose(1, 2)
         told = self.tell(F.gelu(self.mix(h)))  # (B, N, P)
@@ -74,14 +99,17 @@ class Student(nn.Module):
         z = self.read(torch.cat([largest, told.mean(dim=1)], dim=-1)).squeeze(-1)  # (B,)
         return F.softplus(z.clamp(min=LOWEST))
 
-    def features(self, appearance: Tensor | None, motion: Tensor | None) -> Tensor:
-        """What is known of each patch, (B, N, C); the class tokens are left out."""
-        seen = [x[:, :, 1:] for x in (appearance, motion) if x is not None]
-        return torch.cat([x.transpose(1, 2).flatten(2) for x in seen], dim=-1)
+    def calibrate(self, appearance: Tensor | None, motion: Tensor | None) -> None:
+        """Take the scale of normal footage from what `forward` gets of it."""
+        for part, laid_out in self._pairs(appearance, motion):
+            part.calibrate(laid_out)
 
-    def calibrate(self, features: Tensor) -> None:
-        """Take the scale of normal footage from features (B, N, C) of it."""
-        flat = features.flatten(0, 1)
-        self.mean.copy_(flat.mean(dim=0))
-        # A number that never changes must not become a strange one by rounding.
-        self.spread.copy_(flat.std(dim=0).clamp(min=1e-2 * float(flat.std()) + 1e-12))
+    def _pairs(
+        self, appearance: Tensor | None, motion: Tensor | None
+    ) -> list[tuple[Deviation, Tensor]]:
+        both = ((self.appearance, appearance), (self.motion, motion))
+        return [
+            (part, tokens.transpose(1, 2).flatten(2))  # (B, 1 + N, T C)
+            for part, tokens in both
+            if part is not None and tokens is not None
+        ]
