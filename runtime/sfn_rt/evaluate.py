@@ -5,11 +5,12 @@ test video -> evidence and score (as `sfn-rt score` makes them) -> evaluation.ev
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from sfn_rt.frames import open_source
 from sfn_rt.metrics import BoxHits, PixelAuroc, localisation, peak_box_hits
 from sfn_rt.model import Model, open_model, with_captions
 from sfn_rt.options import EvalOptions
-from sfn_rt.pipeline import VideoRun, check_frames
+from sfn_rt.pipeline import VideoRun, check_frames, lane_text
 from sfn_rt.plots import Panel, RocCurve, Series, label_spans, line_chart, roc_chart
 from sfn_rt.progress import Progress
 from sfn_rt.scores import (
@@ -44,6 +45,7 @@ class EvaluationReport:
     out: Path
     files: tuple[str, ...]
     warnings: tuple[str, ...]
+    lane: Mapping[str, Any] | None  # who described the videos, when, and what became of it
 
     def text(self) -> str:
         """For people."""
@@ -78,11 +80,13 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
         stack.callback(stop.set)  # leaving early waits for one frame, not for all baselines
         no_model = workers.submit(measure_baselines, dataset, labelled, stop)
         constants_name, constants = paper_constants(model.perception.system, dataset.published)
-        scored, warnings, places = _score_all(model, labelled, dataset, constants, options)
+        scored, warnings, places, lane = _score_all(model, labelled, dataset, constants, options)
         baselines = no_model.result()
         notes = list(dataset.notes)
         if not dataset.train:
             notes.append("no normal videos beside the test videos: blob baselines are left out")
+        if lane is not None:
+            notes.append(lane_text(lane))
         if lag := model.perception.lag:
             notes.append(f"the evidence of a frame sees the {lag} after it, so scores come late")
         result = evaluate(
@@ -103,7 +107,7 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
         with output_errors(options.out):
             names = _write(folder.files, result, scored, labelled)
         folder.commit()
-    return EvaluationReport(result, options.out, names, tuple(warnings))
+    return EvaluationReport(result, options.out, names, tuple(warnings), lane)
 
 
 class Stopped(Exception):
@@ -149,9 +153,10 @@ def _score_all(
     dataset: Dataset,
     constants: PaperConstants,
     options: EvalOptions,
-) -> tuple[list[VideoScores], list[str], Mapping[str, float] | None]:
+) -> tuple[list[VideoScores], list[str], Mapping[str, float] | None, Mapping[str, Any] | None]:
     scored: list[VideoScores] = []
     warnings: list[str] = []
+    lanes: list[Mapping[str, Any]] = []
     hits: BoxHits | None = None
     pixels = PixelAuroc()
     # All captions are looked at before the first video is scored, which may take long.
@@ -177,13 +182,24 @@ def _score_all(
             check_frames(video.path, run.n_taken, model)
             result = run.finish(video.name, constants)
         scored.append(result)
+        if (lane := run.lane(result.captions)) is not None:
+            lanes.append(lane)
         told = [text for text in (*source.warnings, *run.warnings) if text not in dataset.notes]
         warnings += [f"{video.name}: {text}" for text in told]
         if video.masks is not None:
             found = peak_box_hits(result.box, video.masks, scored=scored_span(result.terms))
             hits = found if hits is None else hits + found
     places = None if hits is None else localisation(hits, pixels if pixels.pixels else None)
-    return scored, warnings, places
+    return scored, warnings, places, all_lanes(lanes)
+
+
+def all_lanes(lanes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The counts of all videos together; everything else is the same for each."""
+    if not lanes:
+        return None
+    counted = [key for key, value in lanes[0].items() if isinstance(value, int)]
+    counted.remove("latency")
+    return {**lanes[-1], **{key: sum(lane[key] for lane in lanes) for key in counted}}
 
 
 def _write(
