@@ -13,6 +13,7 @@ a data set, since benchmarks give both the same names.
 import bisect
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from sfn_rt.semantics.captioner import Clip
 
 SCHEMA_VERSION = 2  # of the stated form; the form written by hand is the first
 QUOTED = 60  # letters of a value that a message repeats
+HALF_PAIRS = re.compile("[\ud800-\udfff]")  # JSON may hold them, a tokenizer takes characters only
 
 Part = Literal["train", "test"]
 
@@ -213,7 +215,7 @@ def _captions(path: Path, raw: Mapping[str, Any]) -> dict[int, str]:
     for key, text in raw.items():
         if not key.isdecimal() or not isinstance(text, str) or not text.strip():
             raise InputError(f"{path}: entry {key!r} must be a frame index with a caption")
-        table[int(key)] = text
+        table[int(key)] = HALF_PAIRS.sub("\ufffd", text)
     return table
 
 

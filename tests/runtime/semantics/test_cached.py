@@ -53,6 +53,11 @@ def test_what_is_no_captions_file_is_refused(tmp_path: Path, content: object, me
         CachedCaptioner(write(tmp_path, content))
 
 
+def test_halves_of_a_pair_are_no_text_for_the_encoder(tmp_path: Path) -> None:
+    captioner = CachedCaptioner(write(tmp_path, r'{"3": "a \ud83d\ude92 and a \ud83d"}'))
+    assert captioner.caption(Clip(3, (), ())) == "a \U0001f692 and a \ufffd"
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.json: cannot read captions: No such file"):
         CachedCaptioner(tmp_path / "nothing.json")
