@@ -70,9 +70,11 @@ class Vlm:
 
     def see(self, images: Sequence[Image]) -> Array:
         """What the tower makes of each picture: (F, 1 + N, C)."""
+        if not images:
+            return np.empty((0, *self._hidden_shape), np.float32)
         if self._vision is None:
             self._vision = self._open("vision")
-        seen = [np.empty((0, *self._hidden_shape), np.float32)]
+        seen = []
         for start in range(0, len(images), TILES):
             tiles = np.stack(
                 [preprocess(image, self.settings.tile) for image in images[start : start + TILES]]
