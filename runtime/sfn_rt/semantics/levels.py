@@ -17,7 +17,7 @@ CHANGED = 0.99  # quantile of normal footage from which a change is one
 SUSPICIOUS = 0.99  # of the visual evidence
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Expectation:
     """The semantic error to expect of a frame without its caption.
 
