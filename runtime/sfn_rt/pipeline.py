@@ -27,6 +27,7 @@ from sfn_rt.model import Model, open_model, with_captions
 from sfn_rt.normal import SAME_SCENE
 from sfn_rt.options import ScoreOptions
 from sfn_rt.prefetch import prefetch
+from sfn_rt.printable import printable
 from sfn_rt.progress import Progress
 from sfn_rt.rows import Rows
 from sfn_rt.scores import CausalScore, PaperConstants, VideoScores, paper_constants, paper_scores
@@ -70,6 +71,8 @@ class ScoreSummary:
             lines.append(lane_text(self.lane))
         for event in self.events:
             lines.append(f"  {event.start_s:.1f}-{event.end_s:.1f} s: {event.explanation}")
+            if event.new:
+                lines.append(f"    new in its caption: {printable('; '.join(event.new), limit=200)}")
         lines.append(f"{self.out}: {', '.join(self.files)}")
         return "\n".join(lines)
 
@@ -256,18 +259,18 @@ class VideoRun:
             reasons.append((surprise["semantic"], _means(row)))
         reasons.sort(key=lambda reason: -reason[0])
         said = [text for value, text in reasons if value >= 3.0] or [reasons[0][1]]
-        told = Description(caption=row.caption or "", explanation="; ".join(said), box=box)
+        told = Description(
+            caption=row.caption or "",
+            explanation="; ".join(said),
+            box=box,
+            caption_age=row.caption_age,
+            caption_cut=row.caption_cut,
+        )
         text, usual = self.model.perception.text, self.model.normal.captions
         if row.caption is None or text is None or usual is None:
             return told
         against = contrast(row.caption, text.encode([row.caption])[0], usual)
-        return replace(
-            told,
-            nearest=against.nearest,
-            new=against.new,
-            caption_age=row.caption_age,
-            caption_cut=row.caption_cut,
-        )
+        return replace(told, nearest=against.nearest, new=against.new)
 
     def _looks(self, evidence: float) -> str:
         """Words for the visual evidence of a frame."""

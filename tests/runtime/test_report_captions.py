@@ -254,3 +254,5 @@ def test_captions_from_a_file_steer_nothing_on_their_way_through(
     assert any(found["new"] for found in events["events"])
     if as_json:
         assert json.loads(done.stdout)["events"]
+    else:
+        assert "    new in its caption: " in done.stdout
