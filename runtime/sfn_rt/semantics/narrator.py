@@ -114,7 +114,7 @@ class Recent:
     def _moment(self, seen: list[Frame], moved: list[Scene], deep: list[Array], at: int) -> Moment:
         newer = len(seen) - at
         scenes = moved[:-newer][-self._longest :]
-        hidden = np.stack(deep[at - self._observed : at]) if deep else None  # (T, 1+N, C)
+        hidden = np.stack(deep[at - self._observed : at]) if len(deep) == len(seen) else None
         frame, frames = seen[at], seen[at - self._observed : at]
         return Moment(frame.index, frame.time_s, frames, scenes, hidden)
 
@@ -152,62 +152,6 @@ def unpack_moments(
         )
         for i, raw in enumerate(packed)
     ]
-
-
-class Narrator:
-    """The captions of one stream, block by block."""
-
-    def __init__(
-        self,
-        captioner: Captioner | None,
-        *,
-        observed: int,
-        stride: int,
-        windows: Sequence[int],
-    ) -> None:
-        self._captioner, self._observed, self._stride = captioner, observed, stride
-        self._windows = tuple(windows)
-        if captioner is not None:
-            check_windows(captioner, self._windows)
-        self._frames: list[Frame] = []  # the last T
-        self._scenes: list[Scene] = []  # of the longest window
-        self._told: tuple[str, ...] | None = None
-
-    def step(self, frames: Sequence[Frame], scenes: Sequence[Scene]) -> list[tuple[str, ...]]:
-        """Take the next frames; the captions of those that have T before them, a window each."""
-        seen, moved = [*self._frames, *frames], [*self._scenes, *scenes]
-        told = []
-        for at in range(max(self._observed, len(self._frames)), len(seen)):
-            t, newer = seen[at].index, len(seen) - at
-            if self._told is None or (t - self._observed) % self._stride == 0:
-                self._told = self._tell(t, seen[at - self._observed : at], moved[:-newer])
-            told.append(self._told)
-        self._frames = seen[-self._observed :]
-        self._scenes = moved[-max(self._observed, *self._windows) :]
-        return told
-
-    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Arrays and JSON to continue from, exactly."""
-        plain = {
-            "recent": [{"index": frame.index, "time_s": frame.time_s} for frame in self._frames],
-            "scenes": [asdict(scene) for scene in self._scenes],
-            "captions": self._told,
-        }
-        return {f"image/{i}": frame.image for i, frame in enumerate(self._frames)}, plain
-
-    def restore(self, arrays: Mapping[str, Array], plain: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken."""
-        self._frames = [
-            Frame(raw["index"], raw["time_s"], arrays[f"image/{i}"])
-            for i, raw in enumerate(plain["recent"])
-        ]
-        self._scenes = [_scene(raw) for raw in plain["scenes"]]
-        self._told = None if plain["captions"] is None else tuple(plain["captions"])
-
-    def _tell(self, t: int, frames: Sequence[Frame], scenes: Sequence[Scene]) -> tuple[str, ...]:
-        if self._captioner is None:
-            return ()
-        return tell(self._captioner, t, self._windows, self._observed, scenes, frames)
 
 
 def _scene(raw: Mapping[str, Any]) -> Scene:

@@ -1,4 +1,4 @@
-"""Captions of windows: made of the right frames, held for a stride, exact after a stop."""
+"""What captions are made of: the right frames of every window, kept no longer than needed."""
 
 import json
 from collections.abc import Sequence
@@ -8,8 +8,15 @@ import pytest
 
 from sfn_rt.exceptions import InputError
 from sfn_rt.frames import Frame
-from sfn_rt.semantics.captioner import Clip
-from sfn_rt.semantics.narrator import Narrator, check_windows, embed, tell
+from sfn_rt.semantics.captioner import Clip, Moment
+from sfn_rt.semantics.narrator import (
+    Recent,
+    check_windows,
+    embed,
+    pack_moments,
+    tell,
+    unpack_moments,
+)
 from sfn_rt.semantics.scene import Scene, Thing
 
 T = 4
@@ -21,11 +28,7 @@ class Listing:
     name = "listing"
     needs_scenes = True
 
-    def __init__(self) -> None:
-        self.clips: list[Clip] = []
-
     def caption(self, clip: Clip) -> str:
-        self.clips.append(clip)
         first, last = clip.scenes[0].width, clip.scenes[-1].width  # a scene's width is its index
         return f"{first}..{last} {'long' if clip.longer else 'short'}"
 
@@ -38,77 +41,115 @@ def scene(i: int) -> Scene:
     return Scene(i, 2, (Thing(1.0, 2.0, 3.0, 4.0, 12.0, 0.1 * i, 0.0, 0.0),))
 
 
-def narrate(
-    narrator: Narrator, indices: Sequence[int], sizes: Sequence[int] = (8,)
-) -> list[tuple[str, ...]]:
-    told, at, turn = [], 0, 0
+def hidden(indices: Sequence[int]) -> np.ndarray:
+    return np.array(indices, np.float32)[:, None, None] + np.zeros((2, 3), np.float32)
+
+
+def moments(
+    recent: Recent, indices: Sequence[int], sizes: Sequence[int] = (8,), deep: bool = False
+) -> list[Moment]:
+    seen, at, turn = [], 0, 0
     while at < len(indices):
         block = indices[at : at + sizes[turn % len(sizes)]]
-        told += narrator.step([frame(i) for i in block], [scene(i) for i in block])
+        frames, scenes = [frame(i) for i in block], [scene(i) for i in block]
+        step = recent.step(frames, scenes, hidden(block) if deep else None)
+        for predicted, moment in step:
+            seen.append(moment())
+            assert (seen[-1].t, seen[-1].time_s) == (predicted.index, predicted.time_s)
         at, turn = at + len(block), turn + 1
-    return told
+    return seen
 
 
-def make(captioner: Listing, windows: Sequence[int], stride: int = 3) -> Narrator:
-    return Narrator(captioner, observed=T, stride=stride, windows=windows)
+def shown(moment: Moment) -> tuple[object, ...]:
+    """All of a moment, comparable."""
+    frames = [(f.index, f.time_s, f.image.tolist()) for f in moment.frames]
+    deep = None if moment.hidden is None else moment.hidden.tolist()
+    return moment.t, moment.time_s, frames, list(moment.scenes), deep
 
 
 @pytest.mark.parametrize("sizes", [(1,), (5, 2), (8,), (99,)], ids=str)
-def test_a_window_ends_just_before_its_frame(sizes: Sequence[int]) -> None:
-    told = narrate(make(Listing(), (2, 4, 8, 16)), range(24), sizes)
-    assert len(told) == 20
-    for t, captions in enumerate(told, start=T):
-        made = t - (t - T) % 3
-        assert captions == tuple(
-            f"{max(0, made - w)}..{made - 1} {'long' if w > T else 'short'}" for w in (2, 4, 8, 16)
+def test_a_moment_is_of_the_frames_just_before(sizes: Sequence[int]) -> None:
+    seen = moments(Recent(T, (2, 4, 16)), range(24), sizes, deep=True)
+    assert [moment.t for moment in seen] == list(range(T, 24))
+    for moment in seen:
+        t = moment.t
+        expected = Moment(
+            t,
+            t / 25,
+            [frame(i) for i in range(t - T, t)],
+            [scene(i) for i in range(max(0, t - 16), t)],
+            hidden(range(t - T, t)),
         )
+        assert shown(moment) == shown(expected)
 
 
-def test_frames_are_those_observed_even_of_longer_windows() -> None:
-    listing = Listing()
-    narrate(make(listing, (2, 4, 16)), range(24))
-    for clip in listing.clips:
-        held = min(len(clip.scenes), T)
-        indices = [f.index for f in clip.frames]
-        assert indices == list(range(clip.end_frame - held + 1, clip.end_frame + 1))
-
-
-def test_training_tells_the_same_as_a_stream() -> None:
-    scenes = [scene(i) for i in range(24)]
-    told = narrate(make(Listing(), (4, 9), stride=1), range(24))
-    for t in range(T, 24):
-        assert told[t - T] == tell(Listing(), t, (4, 9), T, scenes[max(0, t - 9) : t])
+def test_what_the_tower_did_not_see_is_not_there() -> None:
+    assert {moment.hidden for moment in moments(Recent(T, (4,)), range(20))} == {None}
 
 
 def test_a_stretch_of_a_video_begins_with_what_it_has() -> None:
-    told = narrate(make(Listing(), (4, 8)), range(21, 33))
-    assert told[0] == ("21..24 short", "21..24 long")
-    assert told[-1] == ("27..30 short", "23..30 long")  # made at 31, the last of 4, 7, 10, ...
+    first = moments(Recent(T, (4, 8)), range(21, 33))[0]
+    assert first.t == 25
+    assert [one.width for one in first.scenes] == [21, 22, 23, 24]
 
 
 @pytest.mark.parametrize("done", [2, 4, 7, 16, 23])
-def test_state_continues_to_the_same_captions(done: int) -> None:
-    whole = narrate(make(Listing(), (4, 8, 16)), range(30), (done, 5))
-    first = make(Listing(), (4, 8, 16))
-    told = narrate(first, range(done), (done,))
+@pytest.mark.parametrize("deep", [True, False])
+def test_state_continues_to_the_same_moments(done: int, deep: bool) -> None:
+    whole = moments(Recent(T, (4, 8, 16)), range(30), (done, 5), deep)
+    first = Recent(T, (4, 8, 16))
+    seen = moments(first, range(done), (done,), deep)
     arrays, plain = first.state()
-    again = make(Listing(), (4, 8, 16))
+    again = Recent(T, (4, 8, 16))
     again.restore({k: v.copy() for k, v in arrays.items()}, json.loads(json.dumps(plain)))
-    assert told + narrate(again, range(done, 30), (5,)) == whole
+    seen += moments(again, range(done, 30), (5,), deep)
+    assert [shown(one) for one in seen] == [shown(one) for one in whole]
 
 
 def test_only_scenes_are_kept_of_the_longer_windows_and_no_more_than_those() -> None:
     for windows, scenes in (((4,), 4), ((4, 32), 32), ((2,), 4)):
-        narrator = make(Listing(), windows)
-        narrate(narrator, range(100))
-        arrays, plain = narrator.state()
-        assert len(arrays) == len(plain["recent"]) == T
+        recent = Recent(T, windows)
+        moments(recent, range(100), deep=True)
+        arrays, plain = recent.state()
+        assert sorted(arrays) == [f"{kind}/{i}" for kind in ("hidden", "image") for i in range(T)]
+        assert len(plain["recent"]) == T
         assert len(plain["scenes"]) == scenes
 
 
-def test_without_a_captioner_nothing_is_told_but_frames_are_counted() -> None:
-    narrator = Narrator(None, observed=T, stride=3, windows=(4,))
-    assert narrate(narrator, range(10)) == [()] * 6
+def test_packed_moments_are_the_same_again_and_share_their_pictures() -> None:
+    seen = moments(Recent(T, (4, 8)), range(12), deep=True)[2:5]
+    seen[1] = moments(Recent(T, (4, 8)), range(12))[3]
+    arrays, plain = pack_moments(seen)
+    pictures = [name for name in arrays if name.startswith("image/")]
+    assert len(pictures) == T + 2  # three moments in a row
+    again = unpack_moments(arrays, json.loads(json.dumps(plain)))
+    assert [shown(one) for one in again] == [shown(one) for one in seen]
+
+
+def test_every_window_is_told_of_its_own_scenes() -> None:
+    scenes = [scene(i) for i in range(4, 20)]
+    assert tell(Listing(), 20, (2, 4, 9, 16), T, scenes) == (
+        "18..19 short",
+        "16..19 short",
+        "11..19 long",
+        "4..19 long",
+    )
+
+
+def test_frames_are_those_observed_even_of_longer_windows() -> None:
+    clips: list[Clip] = []
+
+    class Keeping(Listing):
+        def caption(self, clip: Clip) -> str:
+            clips.append(clip)
+            return super().caption(clip)
+
+    for moment in moments(Recent(T, (2, 4, 16)), range(24)):
+        tell(Keeping(), moment.t, (2, 4, 16), T, moment.scenes, moment.frames)
+    for clip in clips:
+        held = min(len(clip.scenes), T)
+        indices = [f.index for f in clip.frames]
+        assert indices == list(range(clip.end_frame - held + 1, clip.end_frame + 1))
 
 
 def test_embeddings_of_a_clips_captions_lie_side_by_side() -> None:

@@ -115,14 +115,19 @@ def test_asking_and_looking_never_wait_for_a_busy_process(tmp_path: Path) -> Non
         assert worker.take(11, wait=True) is None
 
 
-def test_closing_does_not_wait_for_a_busy_process(tmp_path: Path) -> None:
+def test_closing_does_not_wait_for_a_busy_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lane_describers import Waiting
 
     worker = ProcessWorker(partial(Waiting, tmp_path))
     worker.submit(batch(moment(4)))
     until(lambda: any(tmp_path.iterdir()))
+    started: list[int] = []
+    monkeypatch.setattr("sfn_rt.semantics.worker_process._Child", started.append)
     worker.close()
     assert gone(worker.pid)
+    assert not started, "a process that was ended on purpose is not started again"
     assert worker.take(4, wait=True) is None
     assert (worker.restarts, worker.stopped) == (0, None)
     worker.close()
