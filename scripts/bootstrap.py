@@ -90,7 +90,7 @@ def drop_half_installed() -> None:
 def install_command(cpu_wheels: bool) -> list[str]:
     extras = ["cpu", "train", "export", "dev"]
     if sys.platform == "linux" and platform.machine() == "x86_64":
-        extras.append("rtx")
+        extras += ["genai", "rtx"]  # of both, wheels for the other systems come and go
     index = ["--extra-index-url", CPU_INDEX] if cpu_wheels else []
     pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
     return [*pip, *index, "-e", f".[{','.join(extras)}]"]
