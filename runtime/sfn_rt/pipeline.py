@@ -71,8 +71,8 @@ class ScoreSummary:
             lines.append(lane_text(self.lane))
         for event in self.events:
             lines.append(f"  {event.start_s:.1f}-{event.end_s:.1f} s: {event.explanation}")
-            if event.new:
-                lines.append(f"    new in its caption: {printable('; '.join(event.new), limit=200)}")
+            if new := printable("; ".join(event.new), limit=200):
+                lines.append(f"    new in its caption: {new}")
         lines.append(f"{self.out}: {', '.join(self.files)}")
         return "\n".join(lines)
 
