@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,9 @@ class Commands(TyperGroup):
     """The one place where what was raised becomes a line on stderr and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        # A caption may hold any letter, a terminal's encoding may not.
+        if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except SfnError as error:

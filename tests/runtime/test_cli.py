@@ -115,6 +115,18 @@ def test_a_mistake_is_one_line_and_exit_2(stage) -> None:
     assert done.stderr.splitlines()[1:] == ["error: walk .mp4: not a video second line"]
 
 
+def test_letters_that_a_terminal_lacks_are_spelled_out(
+    stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Summary, "text", lambda summary: "new in its caption: été, 一辆汽车")
+    stage("pipeline", "score_video", Summary())
+    done = CliRunner(charset="latin-1").invoke(app, ["score", "walk.mp4"])
+    assert done.exit_code == 0, done.exception
+    assert done.stdout_bytes.decode("latin-1") == (
+        "new in its caption: été, \\u4e00\\u8f86\\u6c7d\\u8f66\n"
+    )
+
+
 def test_a_full_disk_is_a_mistake(stage) -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "out/scores.csv")
     stage("pipeline", "score_video", full)
