@@ -67,6 +67,8 @@ class Waiting(Plain):
         (self._folder / f"begun-{os.getpid()}").touch()
         while not (self._folder / "go").exists():
             time.sleep(0.002)
+        for moment in moments:
+            (self._folder / f"described-{moment.t}").touch()
         return super().describe(moments)
 
 

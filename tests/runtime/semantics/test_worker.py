@@ -113,6 +113,10 @@ def test_asking_and_looking_never_wait_for_a_busy_process(tmp_path: Path) -> Non
         (tmp_path / "go").touch()
         assert worker.take(10, wait=True) is not None
         assert worker.take(11, wait=True) is None
+        worker.submit(batch(moment(40)))
+        assert worker.take(40, wait=True) is not None
+        described = {file.name for file in tmp_path.glob("described-*")}
+        assert described == {"described-4", "described-10", "described-40"}
 
 
 def test_closing_does_not_wait_for_a_busy_process(
