@@ -173,7 +173,7 @@ def fit(source: Path, spec: PartSpec, path: Path) -> None:
         differ = sorted((types.keys() - {MASK}) ^ wanted)
         raise ExportError(f"{path}: the model builder's graph differs in {differ[0]!r}")
     before = _mask(spec) if MASK in types else []
-    after = []
+    after: list[onnx.NodeProto] = []
     for tensors, nodes in ((spec.inputs, before), (spec.outputs, after)):
         for tensor in tensors:
             if types[tensor.name] == TensorProto.FLOAT16:
