@@ -32,6 +32,7 @@ class BundleInfo:
             ),
             row("frames", f"{self.clips()}, at {pre.width} x {pre.height} ({pre.resize})"),
             row("captions", self.captions()),
+            *self.vlm(),
             row(
                 "score",
                 f"{' + '.join(manifest.score.terms)}, smoothed with alpha "
@@ -52,6 +53,9 @@ class BundleInfo:
         ]
         for name, part in manifest.parts.items():
             lines += self.part(name, part)
+        if manifest.vlm is not None:
+            for name, part in manifest.vlm.parts.items():
+                lines += self.part(f"vlm {name}", part)
         return "\n".join(lines)
 
     def clips(self) -> str:
@@ -75,6 +79,21 @@ class BundleInfo:
             f"{semantics.stride} frames, embedded by {semantics.text.model} in "
             f"{semantics.text.width} numbers"
         )
+
+    def vlm(self) -> list[str]:
+        """The VLM, and whether its captions count; nothing where there is none."""
+        vlm, semantics = self.bundle.manifest.vlm, self.bundle.manifest.semantics
+        if vlm is None or semantics is None:
+            return []
+        counts = semantics.captions == vlm.origin
+        use = "the model was trained on its captions" if counts else "its captions only explain"
+        return [
+            row(
+                "vlm",
+                f"{vlm.model} ({vlm.origin.model[:12]}): {use}; {vlm.frames} frames of "
+                f"{vlm.tile.width} x {vlm.tile.height}, at most {vlm.max_tokens} tokens",
+            )
+        ]
 
     def part(self, name: str, part: PartEntry) -> list[str]:
         """The files of one part, the default marked, and what goes in and comes out."""

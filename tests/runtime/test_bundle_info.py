@@ -163,3 +163,11 @@ def test_an_altered_file_is_a_mistake(bundle: Path) -> None:
     done = CliRunner().invoke(app, ["inspect", str(bundle)])
     assert done.exit_code == 2
     assert "decoder.onnx was altered" in done.stderr
+
+
+def test_tells_of_a_vlm_and_whether_it_counts(vlm_bundle: Path) -> None:
+    text = inspect_bundle(vlm_bundle).text()
+    assert "vlm             InternVL-tiny (" in text
+    assert "its captions only explain; 4 frames of 56 x 56, at most" in text
+    assert "vlm language" in text
+    assert "past_key_values.0.key float32[batch, 2, past, 12]" in text
