@@ -86,6 +86,28 @@ def train(
         typer.echo(summary.text())
 
 
+@app.command()
+def distil(
+    run: Annotated[Path, typer.Argument(help="A finished run folder; its student is replaced.")],
+    data: Annotated[
+        Path | None, typer.Option(help="What the run was trained on; default where it was then.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Of the student; default the run's, or else 64.", min=1)
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second, where the videos do not state it.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Prepared frames; default beside the run folder.")
+    ] = None,
+) -> None:
+    """Teach the student of RUN to expect the semantic error where there is no caption."""
+    from sfn_train import distil as student
+
+    typer.echo(student.distil(run, data, width=width, cache=cache, fps=fps, say=typer.echo))
+
+
 @app.command("demo-data")
 def demo_data(
     out: Annotated[Path, typer.Argument(help="The folder to write; must not exist or be empty.")],

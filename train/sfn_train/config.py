@@ -153,6 +153,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistilConfig:
+    """How the student learns, after the rest has; without model.student nothing of this applies."""
+
+    steps: int = 240
+    batch: int = 16  # clips
+    learning_rate: float = 2e-3
+    speeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # of normal footage; captions made elsewhere: 1
+    alone: float = 0.5  # share of the faster clips in which one thing alone is faster
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if 1 not in self.speeds or any(speed < 1 for speed in self.speeds):
+            raise ValueError(f"speeds must be 1 and whole numbers above, got {list(self.speeds)}")
+        if not 0 <= self.alone <= 1:
+            raise ValueError(f"alone must be a share from 0 to 1, got {self.alone}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that makes a run what it is."""
 
@@ -163,6 +185,7 @@ class Config:
     semantics: SemanticsConfig
     visual: EvidenceConfig = field(default_factory=EvidenceConfig)
     train: TrainConfig
+    distil: DistilConfig = field(default_factory=DistilConfig)
 
     def __post_init__(self) -> None:
         clip = self.model.observed + (self.system == "sfn-vad")  # whose target comes after it

@@ -26,6 +26,11 @@ def on_cpu(c: TrainConfig) -> bool:
     return c.accelerator == "cpu" or (c.accelerator == "auto" and not found)
 
 
+def device_name(c: TrainConfig) -> str:
+    """The kind of device that computes, as torch calls it."""
+    return "cpu" if on_cpu(c) else "cuda" if torch.cuda.is_available() else "mps"
+
+
 def choose_precision(c: TrainConfig) -> PrecisionName:
     """The precision asked for; auto is bf16 where the device computes in it.
 
@@ -46,8 +51,7 @@ def precision_plugin(name: PrecisionName, c: TrainConfig) -> Precision:
     """Made here because Lightning turns fp16 on a CPU into bf16 with no more than a warning."""
     if name == "32-true":
         return Precision()
-    device = "cpu" if on_cpu(c) else "cuda" if torch.cuda.is_available() else "mps"
-    return MixedPrecision(name, device)
+    return MixedPrecision(name, device_name(c))
 
 
 def strategy(config: Config) -> str | Strategy:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sfn_train.devices import (
     strategy,
     tune_allocator,
 )
+from sfn_train.distil import has_lessons, student_text, teach
 from sfn_train.exceptions import DeviceError
 from sfn_train.gpu_memory import measure, out_of_memory
 from sfn_train.loaders import Loader, make_loaders, make_sampler, total_steps
@@ -175,6 +176,7 @@ class Summary:
     steps: int
     minutes: float
     losses: Mapping[str, float]  # on held-out normal clips
+    student: Mapping[str, float] = field(default_factory=dict)  # its correlation with the real
 
     def text(self) -> str:
         """For people, with the next command."""
@@ -183,6 +185,7 @@ class Summary:
             f"run      {self.path}\n"
             f"trained  {self.steps} steps in {self.minutes:.1f} min\n"
             f"held out {losses}\n"
+            f"{student_text(self.student)}"
             f"next     make export RUN={self.path}"
         )
 
@@ -224,6 +227,9 @@ def fit(prepared: Prepared, config: Config, out: Path, *, resume: bool = False) 
         # Lightning leaves the network on the CPU, where a vision tower takes seconds a frame.
         network = module.model.to(trainer.strategy.root_device).eval()
         run = Run(out, config, network, {}, info)
+        if has_lessons(config):
+            run = teach(run, prepared)
+            summary = replace(summary, student=run.info["student"]["held_out"])
         save_run(fit_statistics(run, prepared))
     return summary
 
@@ -283,13 +289,6 @@ def _memory_errors(
 def describe_run(prepared: Prepared, config: Config, summary: Summary) -> dict[str, Any]:
     """run.json: what made this model, for the bundle's provenance."""
     made = prepared.captions
-    split = {
-        part: [
-            {"video": prepared.videos[span.video].name, "start": span.start, "stop": span.stop}
-            for span in spans
-        ]
-        for part, spans in (("train", prepared.split.train), ("held_out", prepared.split.held_out))
-    }
     return {
         "data": str(prepared.dataset.root.resolve()),
         "n_videos": len(prepared.videos),
@@ -298,7 +297,7 @@ def describe_run(prepared: Prepared, config: Config, summary: Summary) -> dict[s
         "captions": None if made is None else {"model": made.model, "prompt": made.prompt},
         "seed": config.train.seed,
         "config_sha256": config.fingerprint(),
-        "split": split,
+        "split": prepared.describe_split(),
         "steps": summary.steps,
         "minutes": round(summary.minutes, 3),
         "clips_per_step": config.clips_per_step,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sfn_rt.evidence import BLOCK, FrameEvidence, Looked, Perception, Stream
 from sfn_rt.frames import Frame, open_source
-from sfn_rt.normal import NormalFootage, SceneModel, term_subsets
+from sfn_rt.normal import SIGNALS, NormalFootage, SceneModel, term_subsets
 from sfn_rt.pipeline import grouped
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.progress import Progress
@@ -158,7 +158,7 @@ def fit_normal(
     footage: Sequence[Sequence[FrameEvidence]],
     fps: float,
 ) -> NormalFootage:
-    """Tails of every term and a threshold for every choice of terms, from held-out evidence."""
+    """Tails of terms and signals, a threshold for every choice of terms; of held-out evidence."""
     videos = [[row for row in rows if row.terms] for rows in footage]
     columns = [
         {term: np.array([row.terms[term] for row in rows]) for term in terms}
@@ -170,9 +170,15 @@ def fit_normal(
     for chosen in term_subsets(terms):
         scores = [causal_scores({t: c[t] for t in chosen}, tails, EMA_ALPHA) for c in columns]
         thresholds[chosen] = fit_threshold(scores, fps, FALSE_ALARMS_PER_HOUR)
+    signals = {
+        name: Tail.fit(np.array([row.signals[name] for rows in videos for row in rows]))
+        for name in SIGNALS
+        if all(name in row.signals for rows in videos for row in rows)
+        and (name != "distilled" or "semantic" in terms)  # what a student was taught of
+    }
     cells = [row.heat for rows in videos for row in rows if row.heat is not None]
     scale = float(np.quantile(np.stack(cells).astype(np.float32), HEAT_QUANTILE)) if cells else 1.0
-    return NormalFootage(scene, tails, thresholds, max(scale, 1e-6))
+    return NormalFootage(scene, tails, thresholds, max(scale, 1e-6), signals)
 
 
 def _pixel_error(

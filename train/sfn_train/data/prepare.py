@@ -113,6 +113,16 @@ class Prepared:
         """The footage that statistics and thresholds may be fitted on."""
         return ((self.videos[span.video], span) for span in self.split.held_out)
 
+    def describe_split(self) -> dict[str, list[dict[str, Any]]]:
+        """Which frames train and which are held out, by the videos' names, for JSON."""
+        return {
+            part: [
+                {"video": self.videos[span.video].name, "start": span.start, "stop": span.stop}
+                for span in spans
+            ]
+            for part, spans in (("train", self.split.train), ("held_out", self.split.held_out))
+        }
+
 
 def prepare(
     dataset: Dataset, config: Config, cache: Path, *, say: Say, progress: bool = True

@@ -16,6 +16,7 @@ one picture, H hidden, P pooled.
 """
 
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ class Student(nn.Module):
     def forward(self, appearance: Tensor | None, motion: Tensor | None) -> Tensor:
         """(B, T, 1 + N, D) and (B, T - 1, 1 + N, C_m), None where off, to errors (B,)."""
         seen = [part(laid_out) for part, laid_out in self._pairs(appearance, motion)]
-        x = torch.stack(seen).sum(dim=0)[:, 1:] + self.place(self.positions)  # (B, N, H)
+        x = reduce(torch.add, seen)[:, 1:] + self.place(self.positions)  # (B, N, H)
         h = F.gelu(x.clamp(-STRANGEST, STRANGEST))
         near = self.around(h.transpose(1, 2).unflatten(2, self.grid))  # (B, H, h, w)
         h = h + F.gelu(near).flatten(2).transpose(1, 2)
