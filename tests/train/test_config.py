@@ -86,7 +86,7 @@ def test_fingerprint_changes_with_any_setting() -> None:
         ("model: {dimm: 64}", r"x\.yaml: model has no setting 'dimm'; did you mean 'dim'\? known:"),
         (
             "modle: {}",
-            r"the file has no setting 'modle'; did you mean 'model'\? known: data, model",
+            r"the file has no setting 'modle'; did you mean 'model'\? known: data, distil, model",
         ),
         ("train: {loss: {txt: 1}}", r"train\.loss has no setting 'txt'; did you mean 'text'"),
         ("model: {dim: 64.5}", r"model\.dim must be a whole number, got 64\.5"),

@@ -184,9 +184,7 @@ def teach(
         "steps": config.distil.steps,
         "minutes": round((time.monotonic() - start) / 60, 3),
         "speeds": list(clips.speeds),
-        "held_out": measure(
-            student, teacher, HastenedClips(prepared, config, prepared.split.held_out)
-        ),
+        "held_out": measure(student, teacher, held_out),
     }
     return replace(run, info={**run.info, "student": found})
 
