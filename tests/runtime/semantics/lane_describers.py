@@ -65,7 +65,9 @@ class Waiting(Plain):
 
     def describe(self, moments: Sequence[Moment]) -> list[Said]:
         (self._folder / f"begun-{os.getpid()}").touch()
+        deadline = time.monotonic() + 60
         while not (self._folder / "go").exists():
+            assert time.monotonic() < deadline
             time.sleep(0.002)
         for moment in moments:
             (self._folder / f"described-{moment.t}").touch()
