@@ -1,17 +1,22 @@
 """The captions that stand for normal footage: the middle, what is frequent, what is rare."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from sfn_rt.datasets import open_dataset
 from sfn_rt.normal import NormalFootage, SceneModel
 from sfn_rt.semantics.usual import UsualCaptions
-from sfn_train.config import parse_config
+from sfn_train.checkpoint import Run
+from sfn_train.config import Config, parse_config
 from sfn_train.data.prepare import Prepared, prepare
+from sfn_train.statistics import fit_statistics
+from sfn_train.systems import build_network
 from sfn_train.usual import MOST, choose_usual, usual_captions
 
 
@@ -63,8 +68,12 @@ def test_captions_that_are_embedded_alike_are_chosen_once_each() -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, footage: Path, tiny_yaml: str) -> Prepared:
-    config = parse_config(tiny_yaml, "tiny", ["model.windows=[4, 12]"])
+def config(tiny_yaml: str) -> Config:
+    return parse_config(tiny_yaml, "tiny", ["model.windows=[4, 12]"])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, footage: Path, config: Config) -> Prepared:
     cache = tmp_path_factory.mktemp("cache")
     return prepare(open_dataset(footage), config, cache, say=lambda text: None, progress=False)
 
@@ -100,6 +109,34 @@ def test_held_out_footage_has_no_part_in_it(prepared: Prepared) -> None:
     assert b is not None
     assert a.texts == b.texts
     np.testing.assert_array_equal(a.shares, b.shares)
+
+
+def test_captions_from_files_are_chosen_like_any_others(
+    footage: Path, tiny_yaml: str, tmp_path: Path
+) -> None:
+    for name in ("00", "01"):
+        said = {"3": "A man walks.", "7": f"A dog {name}.", "39": "Held out."}
+        (tmp_path / f"{name}.json").write_text(json.dumps(said))
+    changes = [f"semantics.captions={tmp_path}", "semantics.captioner=cached"]
+    config = parse_config(tiny_yaml, "tiny", changes)
+    cache = tmp_path / "cache"
+    found = prepare(open_dataset(footage), config, cache, say=lambda text: None, progress=False)
+    usual = usual_captions(found)
+    assert usual is not None
+    assert set(usual.texts) == {"A man walks.", "A dog 00.", "A dog 01."}
+    assert usual.shares.sum() == pytest.approx(1)
+
+
+def test_the_end_of_training_keeps_them_with_the_statistics(
+    prepared: Prepared, config: Config
+) -> None:
+    torch.manual_seed(0)
+    run = Run(Path("unused"), config, build_network(config), {}, {})
+    fitted = NormalFootage.from_arrays(fit_statistics(run, prepared, progress=False).normal)
+    expected = usual_captions(prepared)
+    assert expected is not None
+    assert fitted.captions is not None
+    assert fitted.captions.texts == expected.texts
 
 
 def test_footage_that_was_not_described_has_none(prepared: Prepared) -> None:

@@ -100,6 +100,11 @@ def test_other_scripts_are_compared_by_their_own_words(
     assert new(caption, nearest) == phrases
 
 
+def test_words_that_are_said_often_are_compared_like_all_others() -> None:
+    often = "A man walks his dog. " * 50
+    assert new(f"{often} A car.", often) == ("car",)
+
+
 def random_caption(random: np.random.Generator, n_words: int) -> str:
     words = [
         "a",
