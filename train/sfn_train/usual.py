@@ -44,11 +44,11 @@ def choose_usual(
     """At most `most` of m different captions, embedded as (m, S), said `counts` (m,) times."""
     middle = counts @ embeddings.astype(np.float64)  # (S,)
     central = (embeddings @ middle / counts.sum()).astype(np.float32)  # (m,) mean likeness to all
-    chosen = np.arange(len(texts))
+    chosen = list(range(len(texts)))
     if len(texts) > most:
         chosen = _spread(embeddings, central, counts, most)
     # float32 sums differ between machines in their last digits: equally central by the text.
-    chosen = np.array(sorted(chosen, key=lambda i: (-round(float(central[i]), 5), texts[i])))
+    chosen.sort(key=lambda i: (-round(float(central[i]), 5), texts[i]))
     shares = _shares(embeddings, chosen, counts)
     return UsualCaptions(tuple(texts[i] for i in chosen), embeddings[chosen], shares)
 
@@ -58,7 +58,7 @@ def _spread(
     central: NDArray[np.float32],
     counts: NDArray[np.int64],
     most: int,
-) -> NDArray[np.int64]:
+) -> list[int]:
     """The most central caption, the most frequent ones, and what is least like them."""
     often = np.argsort(-counts, kind="stable")[: int(FREQUENT * most)]
     chosen = list(dict.fromkeys([int(central.argmax()), *often.tolist()]))
@@ -67,11 +67,11 @@ def _spread(
         likeness[chosen] = np.inf  # texts may differ and mean the same: none is chosen twice
         chosen.append(int(likeness.argmin()))
         likeness = np.maximum(likeness, embeddings @ embeddings[chosen[-1]])
-    return np.array(chosen)
+    return chosen
 
 
 def _shares(
-    embeddings: NDArray[np.float32], chosen: NDArray[np.int64], counts: NDArray[np.int64]
+    embeddings: NDArray[np.float32], chosen: Sequence[int], counts: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """(n,) of all frames, those whose caption is most like each that is kept."""
     nearest = np.concatenate(
@@ -82,4 +82,4 @@ def _shares(
     )
     nearest[chosen] = np.arange(len(chosen))
     frames = np.bincount(nearest, weights=counts, minlength=len(chosen))
-    return (frames / counts.sum()).astype(np.float32)
+    return np.asarray(frames / counts.sum(), dtype=np.float32)

@@ -90,8 +90,8 @@ def _new_phrases(caption: str, number: int, usual: UsualCaptions) -> tuple[str, 
 
 def _share(phrase: tuple[str, ...], usual: UsualCaptions) -> float:
     """Of the clips of normal footage, those that are told with this phrase."""
-    told = zip(usual.texts, usual.shares.tolist(), strict=True)
-    return sum(share for text, share in told if _words(text[:COMPARED]).says(phrase))
+    told = zip(usual.texts, usual.shares, strict=True)
+    return sum(float(share) for text, share in told if _words(text[:COMPARED]).says(phrase))
 
 
 def _new_runs(said: _Words, nearest: _Words) -> Iterator[Pair]:
