@@ -139,9 +139,9 @@ def make_weights(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     side, patch = sizes["image"], 14
     words = {"<unk>": 0, "<eos>": 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>"
-    ).save_pretrained(folder / "weights")
+    untyped: Any = PreTrainedTokenizerFast
+    fast = untyped(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
+    fast.save_pretrained(folder / "weights")
     config = InternVLConfig(
         vision_config={
             **sizes["vision"],
@@ -208,12 +208,12 @@ def export_projector(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
 
     model = load_model(folder)
     n = (sizes["image"] // 14) ** 2
-    shape = ("batch", 1 + n, sizes["vision"]["hidden_size"])
-    spec = projector_spec(model, TensorSpec("hidden", "float32", shape))
+    shape = (1 + n, sizes["vision"]["hidden_size"])
+    spec = projector_spec(model, TensorSpec("hidden", "float32", ("batch", *shape)))
     begin, path = time.perf_counter(), folder / "projector.onnx"
     traced("projector", ProjectorPart(model), spec, path)
     seconds = time.perf_counter() - begin
-    feeds = {"hidden": unit((2, *shape[1:]))}  # type: ignore[arg-type]
+    feeds = {"hidden": unit((2, *shape))}
     expected = TorchVlm(model, {"projector": spec}).infer("projector", feeds)
     return exported(path, seconds, feeds, expected)
 
@@ -230,10 +230,10 @@ def export_language(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     begin = time.perf_counter()
     traced("language", LanguagePart(model), spec, path)
     seconds = time.perf_counter() - begin
-    feeds = {"inputs_embeds": unit((1, 32, sizes["text"]["hidden_size"]))} | {
-        tensor.name: np.zeros((1, tensor.shape[1], 0, tensor.shape[3]), np.float32)
-        for tensor in spec.inputs[1:]
-    }
+    feeds = {"inputs_embeds": unit((1, 32, sizes["text"]["hidden_size"]))}
+    for tensor in spec.inputs[1:]:
+        heads, head = int(tensor.shape[1]), int(tensor.shape[3])
+        feeds[tensor.name] = np.zeros((1, heads, 0, head), np.float32)
     expected = TorchVlm(model, {"language": spec}).infer("language", feeds)
     del model
     return exported(path, seconds, feeds, expected)
