@@ -1,6 +1,6 @@
 import pytest
 
-from sfn_rt.printable import escaped, printable
+from sfn_rt.printable import escaped, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,9 @@ def test_what_could_steer_the_display_is_taken_out(raw: str, shown: str):
 
 def test_long_text_is_cut():
     assert printable("x" * 5000, limit=10) == "x" * 9 + "…"
+    assert printable("x" * 10, limit=10) == "x" * 10
+    assert printable("x" + " " * 5000 + "y", limit=10) == "x…"  # what is not looked at is cut, too
+    assert one_line("x" * 5000) == "x" * 5000
 
 
 def test_escaped_text_closes_no_element_and_no_attribute():
