@@ -308,20 +308,10 @@ def dual_bundle(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path
 
 @pytest.fixture(scope="session")
 def vlm_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random InternVL in transformers' native layout, which does not soon repeat itself."""
-    import torch
-    from transformers import InternVLForConditionalGeneration
+    """A tiny random InternVL in transformers' native layout, which has a lot to say."""
+    from tiny_weights import make_internvl, make_talkative
 
-    from tiny_weights import make_internvl
-
-    folder = make_internvl(tmp_path_factory.mktemp("vlm") / "InternVL-tiny")
-    model = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        # As made, it attends to the mean of all words and says a few of them over and over.
-        model.model.language_model.embed_tokens.weight.mul_(3)
-        for layer in model.model.language_model.layers:
-            layer.self_attn.q_proj.weight.mul_(3)
-    model.save_pretrained(folder)
+    folder = make_talkative(make_internvl(tmp_path_factory.mktemp("vlm") / "InternVL-tiny"))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
     return folder
 

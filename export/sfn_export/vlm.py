@@ -59,10 +59,11 @@ from sfn_rt.bundle import (
 )
 from sfn_rt.preprocess import Preprocessing
 from sfn_rt.semantics import vlm as device
-from sfn_train.captions.vlm import FRAMES, QUESTION, Vlm, model_sha256
+from sfn_train.captions.vlm import FRAMES, QUESTION, Vlm, model_sha256, read_tile
 from sfn_train.model.tower import VisionTower
 from sfn_train.weights.folder import find_folder, hash_files, list_tensors, read_tensors
 from sfn_train.weights.internvl import stored_name
+from sfn_train.weights.tokenizer import load_tokenizer
 
 FOLDER = "vlm"  # in the bundle: all of it belongs to the VLM
 EMBEDDINGS, TOKENIZER, PARITY = "embeddings.npy", "tokenizer.json", "parity.json"
@@ -114,9 +115,11 @@ def add_vlm(options: VlmOptions, say: Say) -> Added:
     bundle = load_bundle(options.bundle)
     check_bundle(bundle)
     folder = find_folder(options.weights)
+    read_tile(folder)  # refuses what is no InternVL of transformers' class
+    check_special(options.question, load_tokenizer(folder))
     vlm = Vlm(folder, question=options.question, device="cpu")
     check_exportable(vlm.model.config, folder)
-    check_special(options.question, vlm.tokenizer)
+    chat = chat_around(vlm.tokenizer, folder)
     most = cap(vlm, options.max_tokens)
     for variant in options.variants:  # before anything that takes minutes
         find_builder(variant)
@@ -153,7 +156,7 @@ def add_vlm(options: VlmOptions, say: Say) -> Added:
             frames=FRAMES,
             tokens_per_frame=vlm.model.config.image_seq_length,
             image_token=vlm.model.config.image_token_id,
-            chat=chat_around(vlm.tokenizer, folder),
+            chat=chat,
             picture=picture_text(vlm.model.config.image_seq_length),
             stops=tuple(sorted(vlm.stops)),
             max_tokens=most,

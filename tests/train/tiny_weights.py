@@ -66,6 +66,25 @@ def make_internvl(
     return folder
 
 
+def make_talkative(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Change an InternVL of `make_internvl`, so that it does not soon repeat itself.
+
+    As made, it attends to the mean of all words and says a few of them over and over. With one
+    table of words for input and output, the last word is its own likeliest successor as well.
+    """
+    model = InternVLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    language: Any = model.model.language_model
+    with torch.no_grad():
+        if not model.config.tie_word_embeddings:
+            language.embed_tokens.weight.mul_(3)
+        for layer in language.layers:
+            layer.self_attn.q_proj.weight.mul_(3)
+            if model.config.tie_word_embeddings:
+                layer.mlp.down_proj.weight.mul_(8)
+    model.save_pretrained(folder)
+    return folder
+
+
 def internvl_config(
     tokenizer: PreTrainedTokenizerFast, *, image_size: int, width: int, lm_width: int, tied: bool
 ) -> InternVLConfig:
