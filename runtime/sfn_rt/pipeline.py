@@ -296,7 +296,7 @@ def lane_text(lane: Mapping[str, Any]) -> str:
     if lane["asked"]:
         text += f", {lane['policy']}: {lane['made']} made for {lane['offered']} frames"
         odd = {"dropped": "dropped", "cut": "cut at the most tokens", "empty": "empty"}
-        odd |= {"foreign": "not in English", "restarts": "restarts of the captioner"}
+        odd |= {"foreign": "in other than Latin letters", "restarts": "restarts of the captioner"}
         text += "".join(f", {lane[name]} {words}" for name, words in odd.items() if lane[name])
     return f"{text}; {lane['note']}" if lane["note"] else text
 

@@ -320,6 +320,8 @@ def scores(n_frames: int, terms: tuple[str, ...], seed: int = 0) -> VideoScores:
         box=np.full((n_frames, 4), np.nan, dtype=np.float32),
         caption_id=np.arange(n_frames, dtype=np.int32) // 8 - 1,
         captions=("one thing moves",),
+        caption_age=column(),
+        caption_weight=column(),
     )
 
 
@@ -332,7 +334,7 @@ def test_scores_read_back_bit_for_bit(tmp_path: Path, terms: tuple[str, ...], n_
     assert set(back.terms) == {t for t in terms if n_frames > 4}
     for name, values in back.terms.items():
         np.testing.assert_array_equal(values, result.terms[name])
-    for name in ("time_s", "paper", "causal", "caption_id"):
+    for name in ("time_s", "paper", "causal", "caption_id", "caption_age", "caption_weight"):
         np.testing.assert_array_equal(getattr(back, name), getattr(result, name))
     assert back.caption_id.dtype == np.int32
 
@@ -341,8 +343,9 @@ def test_scores_have_the_documented_columns_and_empty_cells(tmp_path: Path):
     write_scores(tmp_path / "scores.csv", scores(6, ("visual",)))
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert ",".join(rows[0]) == "frame,time_s,visual,semantic,attribute,paper,causal,caption_id"
-    assert rows[1] == ["0", "0.0", "", "", "", "", "", ""]
+    documented = "frame,time_s,visual,semantic,attribute,paper,causal,caption_id,caption_age"
+    assert ",".join(rows[0]) == f"{documented},caption_weight"
+    assert rows[1] == ["0", "0.0", *[""] * 8]
     assert rows[6][3:5] == ["", ""]
     assert "\r" not in (tmp_path / "scores.csv").read_text()
 
@@ -352,9 +355,9 @@ def test_scores_have_the_documented_columns_and_empty_cells(tmp_path: Path):
     [
         ("", "columns must be frame,time_s"),
         ("time,score\n1,2\n", "columns must be frame,time_s"),
-        ("HEAD\n0,0.0,,,,,,\n2,0.1,,,,,,\n", "line 3: expected frame 1"),
-        ("HEAD\n0,0.0,,,,\n", "line 2: expected frame 0 in 8 columns"),
-        ("HEAD\n0,0.0,high,,,,,\n", "line 2: could not convert"),
+        ("HEAD\n0,0.0,,,,,,,,\n2,0.1,,,,,,,,\n", "line 3: expected frame 1"),
+        ("HEAD\n0,0.0,,,,\n", "line 2: expected frame 0 in 10 columns"),
+        ("HEAD\n0,0.0,high,,,,,,,\n", "line 2: could not convert"),
     ],
 )
 def test_a_table_that_is_not_ours_is_refused_by_line(tmp_path: Path, text: str, message: str):
