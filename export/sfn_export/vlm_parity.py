@@ -65,11 +65,11 @@ def _check_language(
 ) -> list[Difference]:
     """A prompt, then steps of one position on the cache that PyTorch has by then."""
     inputs = reference.parts["language"].inputs
-    width = inputs[0].shape[-1]
+    width = int(inputs[0].shape[-1])
     random = np.random.default_rng(batch)
     found: list[Difference] = []
     cache: dict[str, Array] = {
-        tensor.name: np.zeros((batch, tensor.shape[1], 0, tensor.shape[3]), np.float32)
+        tensor.name: np.zeros((batch, int(tensor.shape[1]), 0, int(tensor.shape[3])), np.float32)
         for tensor in inputs[1:]
     }
     for step in range(1 + STEPS):

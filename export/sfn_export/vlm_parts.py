@@ -194,4 +194,4 @@ class TorchVlm:
 
 
 def _head_width(text: Any) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
