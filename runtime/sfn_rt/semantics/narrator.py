@@ -82,7 +82,7 @@ class Recent:
         seen, moved = [*self._frames, *frames], [*self._scenes, *scenes]
         deep = [*self._hidden, *(() if hidden is None else hidden)]
         first = max(self._observed, len(self._frames))
-        predicted = [
+        predicted: list[tuple[Frame, Callable[[], Moment]]] = [
             (seen[at], partial(self._moment, seen, moved, deep, at))
             for at in range(first, len(seen))
         ]

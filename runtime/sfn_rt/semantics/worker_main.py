@@ -20,20 +20,22 @@ import signal
 import struct
 import sys
 import threading
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from sfn_rt.exceptions import SfnError
 
 NICE = 19  # of the child: whatever scoring leaves
 OOM_SCORE = 500  # of 1000: where Linux must end a process for memory's sake, this one first
 ALLOCATION_FAILED = re.compile(
-    r"bad[ _]alloc|failed to allocate|out of memory|insufficient memory|_alloc_failed", re.I
+    r"bad[ _]alloc|failed to allocate|out of memory|insufficient memory|_alloc_failed|"
+    r"memory ran out",
+    re.I,
 )
 
 Packed = tuple[bytearray, list[bytearray]]
 
 
-def send(pipe: BinaryIO, message: object) -> None:
+def send(pipe: IO[bytes], message: object) -> None:
     """Write one message; arrays go as they lie in memory."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
@@ -44,7 +46,7 @@ def send(pipe: BinaryIO, message: object) -> None:
     pipe.flush()
 
 
-def receive(pipe: BinaryIO) -> Packed:
+def receive(pipe: IO[bytes]) -> Packed:
     """Read one message, for `unpack`; EOFError where the other side is gone."""
     (n_parts,) = struct.unpack("<I", _read(pipe, 4))
     sizes = struct.unpack(f"<{n_parts}Q", _read(pipe, 8 * n_parts))
@@ -90,7 +92,7 @@ def main() -> None:
         send(replies, answer)
 
 
-def _listen(requests: BinaryIO, arrived: "queue.SimpleQueue[Packed]") -> None:
+def _listen(requests: IO[bytes], arrived: "queue.SimpleQueue[Packed]") -> None:
     """Ends the process with the parent's end of the pipe, however busy the main thread is."""
     try:
         while True:
@@ -122,7 +124,7 @@ def _step_back() -> None:
         file.write(str(OOM_SCORE))
 
 
-def _read(pipe: BinaryIO, size: int) -> bytearray:
+def _read(pipe: IO[bytes], size: int) -> bytearray:
     content = bytearray(size)
     if pipe.readinto(content) != size:  # type: ignore[attr-defined]
         raise EOFError

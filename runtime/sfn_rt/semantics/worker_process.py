@@ -25,6 +25,7 @@ from sfn_rt.semantics.worker_main import out_of_memory, receive, send, unpack
 
 FATAL = 3  # deaths over one batch that end the captions
 KEPT = 4000  # bytes of what the process printed last
+DRAIN_S = 1.0  # for the last of it; whatever it has started itself may keep the pipe open
 POLL_S = 0.5  # a wait without end cannot be interrupted everywhere
 # The path comes first: of sfn_rt itself, too, this process's own is meant.
 START = (
@@ -156,6 +157,8 @@ class ProcessWorker:
                     return OUT_OF_MEMORY.format(error=how)
                 gone.append(how)
             except SfnError as error:  # it could not be opened again
+                if out_of_memory(error):
+                    return str(error)
                 gone.append(str(error))
             except MemoryError as error:  # while the batch was sent
                 return OUT_OF_MEMORY.format(error=str(error) or "MemoryError")
@@ -259,10 +262,10 @@ class _Child:
     def last_words(self) -> str:
         """How a process that is gone ended, and the last line that it printed."""
         status = self._process.wait()
-        self._drain.join()
+        self._drain.join(DRAIN_S)
         how = f"of exit status {status}"
         if status < 0:
-            how = f"of {signal.Signals(-status).name}"
+            how = f"of signal {-status} ({signal.strsignal(-status)})"
             if -status == signal.SIGKILL:
                 how += ", which is also what Linux does when memory is short"
         printed = bytes(self._printed).decode(errors="replace").split("\n")
@@ -273,16 +276,16 @@ class _Child:
         """End it now and let go of the pipe."""
         self._process.kill()
         self._process.wait()
-        self._drain.join()
-        for pipe in (self._to, self._from, self._process.stderr):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # what was to be flushed has nowhere to go
-                    pipe.close()
+        self._drain.join(DRAIN_S)
+        for pipe in (self._to, self._from):
+            with contextlib.suppress(OSError):  # what was to be flushed has nowhere to go
+                pipe.close()
 
     def _listen(self) -> None:
         assert self._process.stderr is not None
-        while chunk := self._process.stderr.read1(KEPT):
-            self._printed = (self._printed + chunk)[-KEPT:]
+        with self._process.stderr as pipe:
+            while chunk := os.read(pipe.fileno(), KEPT):
+                self._printed = (self._printed + chunk)[-KEPT:]
 
 
 def _answer(text: str, cut: bool) -> Answer:

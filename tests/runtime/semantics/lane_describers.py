@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -127,6 +128,23 @@ class HungryGraph(Plain):
     def describe(self, moments: Sequence[Moment]) -> list[Said]:
         self._session.run(None, {"shape": np.array([1 << 50], np.int64)})
         return super().describe(moments)
+
+
+class OnceOnly(Plain):
+    """Opens once; after that there is no memory for it."""
+
+    def __init__(self, folder: Path) -> None:
+        if (folder / "opened").exists():
+            raise MemoryError
+        (folder / "opened").touch()
+
+
+class Parent:
+    """Starts a process that keeps its stderr open; says which."""
+
+    def describe(self, moments: Sequence[Moment]) -> list[Said]:
+        helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        return [Said(str(helper.pid), cut=False)]
 
 
 class Mistaken(Plain):

@@ -259,7 +259,7 @@ def test_a_batch_that_is_fatal_three_times_ends_the_captions_only(tmp_path: Path
         assert (counts.restarts, counts.made) == (2, 8)
         assert counts.stopped is not None
         assert "ended 3 times over the clips before frame 20 to 26" in counts.stopped
-        assert "SIGKILL" in counts.stopped
+        assert "because of signal 9 (Killed)" in counts.stopped
         assert "--lane off" in counts.stopped
         assert gone(worker.pid)
 
@@ -295,6 +295,34 @@ def test_memory_that_runs_out_stops_the_captions_at_once(kind: str, hungry_graph
         assert "\n" not in counts.stopped
         assert (counts.restarts, counts.made, counts.offered) == (0, 0, 56)
         assert gone(worker.pid)
+
+
+def test_memory_that_is_short_when_it_is_started_again_stops_the_captions_too(
+    tmp_path: Path,
+) -> None:
+    from lane_describers import OnceOnly
+
+    with ProcessWorker(partial(OnceOnly, tmp_path)) as worker:
+        os.kill(worker.pid, signal.SIGKILL)
+        until(lambda: gone(worker.pid))
+        worker.submit(batch(moment(4)))
+        assert worker.take(4, wait=True) is None
+        assert worker.stopped is not None
+        assert worker.stopped.startswith("memory ran out while captioning (MemoryError)")
+        assert worker.restarts == 1
+
+
+def test_a_helper_that_outlives_the_process_holds_nobody_up() -> None:
+    from lane_describers import Parent
+
+    with ProcessWorker(Parent) as worker:
+        worker.submit(batch(moment(4)))
+        answer = worker.take(4, wait=True)
+        assert answer is not None
+        helper = int(answer.captions[0])
+    assert gone(worker.pid)
+    os.kill(helper, signal.SIGKILL)
+    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("captions")])
 
 
 def test_a_mistake_of_the_describer_is_named_and_stops_the_captions() -> None:
