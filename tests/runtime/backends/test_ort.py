@@ -136,3 +136,29 @@ def test_graph_that_is_not_what_the_manifest_says(tiny_bundle: Path) -> None:
     manifest = replace(bundle.manifest, parts={**bundle.manifest.parts, "motion": lied})
     with pytest.raises(BundleError, match=r"motion.onnx: the graph has .* the manifest says"):
         OrtBackend.from_bundle(replace(bundle, manifest=manifest), threads=1)
+
+
+def test_a_cache_alone_may_be_empty(tmp_path: Path) -> None:
+    """A language model starts without a past; a batch without clips stays a mistake."""
+    path = tmp_path / "part.onnx"
+    value = helper.make_tensor_value_info
+    shapes = {"new": ("batch", "sequence", 2), "cache": ("batch", "past", 2)}
+    made = helper.make_graph(
+        [helper.make_node("Concat", ["cache", "new"], ["all"], axis=1)],
+        "g",
+        [value(name, TensorProto.FLOAT16, shape) for name, shape in shapes.items()],
+        [value("all", TensorProto.FLOAT16, ("batch", "total", 2))],
+    )
+    onnx.save(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path
+    )
+    new, nothing = np.ones((3, 1, 2), np.float16), np.ones((3, 0, 2), np.float16)
+    with OrtBackend({"part": path}, threads=1) as backend:
+        assert [tensor.dtype for tensor in backend.parts["part"].inputs] == ["float16"] * 2
+        np.testing.assert_array_equal(
+            backend.infer("part", {"new": new, "cache": nothing})["all"], new
+        )
+        with pytest.raises(InputError, match=r"'new' must be float16\[batch, sequence, 2\], got"):
+            backend.infer("part", {"new": nothing, "cache": new})
+        with pytest.raises(InputError, match=r"'new' must be float16\[batch, sequence, 2\], got"):
+            backend.infer("part", {"new": new[:0], "cache": nothing[:0]})
