@@ -19,6 +19,7 @@ Axes: b frames of a block, p of them predicted, T observed frames, h and w the m
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,11 +45,12 @@ from sfn_rt.semantics.change import ChangeSignals
 from sfn_rt.semantics.lane import Held, Lane, LaneCounts, LaneSettings, Policy
 from sfn_rt.semantics.levels import NormalLevels
 from sfn_rt.semantics.narrator import Recent, SentenceEncoder, embed
-from sfn_rt.semantics.scene import Scene, SceneAnalyser, SceneConfig
+from sfn_rt.semantics.scene import Scene, SceneAnalyser, SceneConfig, analysis_size
 from sfn_rt.semantics.worker import InlineWorker, Worker
 from sfn_rt.systems import System
 
 BLOCK = 8  # frames run through the networks together
+RARE = 4  # frames: where captions are no rarer, all are looked at, ahead and in another thread
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,9 +89,26 @@ class Perception:
 
     @property
     def needs_scenes(self) -> bool:
-        """Whether anything asks for what moves in a frame."""
+        """Whether anything asks for what moves in every frame."""
+        return "attribute" in self.terms or (self._tells_scenes and not self.looks_when_asked)
+
+    @property
+    def looks_when_asked(self) -> bool:
+        """Whether what moves is looked for only in the clips that are captioned.
+
+        What is told of such a clip is its last frame, against the one before and a background
+        that stays: the same is found whether all other frames were looked at or not.
+        """
+        rare = self.when.policy.kind != "every" or self.when.policy.every > RARE
+        short = max(self.windows, default=self.observed) <= self.observed
+        fixed = self.scene.background is not None
+        alone = "attribute" not in self.terms
+        return self._tells_scenes and alone and rare and short and fixed
+
+    @property
+    def _tells_scenes(self) -> bool:
         told = self.captioner is not None and self.captioner.needs_scenes
-        return (told and self.when.policy.kind != "off") or "attribute" in self.terms
+        return told and self.when.policy.kind != "off"
 
     @property
     def when(self) -> LaneSettings:
@@ -200,7 +219,7 @@ class EvidenceStream:
     def look(self, frames: Sequence[Frame]) -> Looked:
         """First stage: may run ahead of `predict`, in another thread."""
         pictures = np.stack([preprocess(f.image, self._p.preprocessing) for f in frames])
-        if not self._p.needs_scenes:
+        if not self._p.needs_scenes and not self._p.looks_when_asked or self._seldom(frames[0]):
             return Looked(frames, pictures, [empty_scene(frame) for frame in frames], {})
         scenes = [self._analyser.step(frame.image) for frame in frames]
         return Looked(frames, pictures, scenes, self._analyser.state())
@@ -302,9 +321,25 @@ class EvidenceStream:
             if self._measures_change and encoded is not None:
                 tokens = None if encoded.tokens is None else encoded.tokens[i]
                 signals.append(self._change.measure(tokens, encoded.difference[i]))
+            if self._seldom(frame):
+                moment = partial(self._looked_at, moment)
             self._offer(frame, moment, signals[-1] if signals else {})
         self._lane.flush()
         return [self._lane.held(frame.index, frame.time_s) for frame, _ in predicted], signals
+
+    def _seldom(self, frame: Frame) -> bool:
+        """Whether scenes are looked at where they are told; not against a background that moves."""
+        background, (height, width) = self._p.scene.background, frame.image.shape[:2]
+        size = analysis_size(self._p.scene_config, height, width)
+        fits = background is not None and background.shape == size
+        return fits and self._p.looks_when_asked
+
+    def _looked_at(self, moment: Callable[[], Moment]) -> Moment:
+        """The moment with what moves in the newest of its frames."""
+        found = moment()
+        analyser = SceneAnalyser(self._p.scene_config, self._p.scene.background)
+        *_, newest = (analyser.step(frame.image) for frame in found.frames[-2:])
+        return replace(found, scenes=[*found.scenes[:-1], newest])
 
     def _offer(
         self, frame: Frame, moment: Callable[[], Moment], signals: Mapping[str, float]

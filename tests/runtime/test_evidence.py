@@ -18,7 +18,15 @@ from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.preprocess import Preprocessing, preprocess
 from sfn_rt.semantics.captioner import Clip
 from sfn_rt.semantics.describe import SceneCaptioner
-from sfn_rt.semantics.scene import Scene, SceneAnalyser, SceneConfig
+from sfn_rt.semantics.lane import LaneSettings, parse_policy
+from sfn_rt.semantics.levels import NormalLevels
+from sfn_rt.semantics.scene import (
+    Scene,
+    SceneAnalyser,
+    SceneConfig,
+    estimate_background,
+    to_analysis,
+)
 
 HEIGHT, WIDTH, S = 48, 72, 6
 TERMS = ("visual", "semantic", "attribute")
@@ -368,3 +376,27 @@ def test_one_grey_colour_throughout_is_no_nan(perception: Perception, level: int
         assert np.isfinite(list(row.terms.values())).all()
         assert row.terms["attribute"] == 0.0
         assert np.isfinite(row.heat).all()
+
+
+@pytest.mark.parametrize("policy", ["every:5", "change"])
+def test_what_moves_is_looked_for_only_where_a_caption_is_asked_for(
+    perception: Perception, policy: str
+) -> None:
+    background = estimate_background(to_analysis(SCENE_CONFIG, f.image) for f in frames(30))
+    lane = LaneSettings(policy=parse_policy(policy), observed=4, stride=4)
+    levels = NormalLevels(changed={"motion": 0.3}, suspicious=None, usual=None, expected=None)
+    scene = replace(perception.scene, background=background)
+    p = replace(perception, scene=scene, lane=lane, levels=levels)
+    everywhere, seldom = (replace(p, terms=terms) for terms in (TERMS, ("visual", "semantic")))
+    assert everywhere.needs_scenes
+    assert not seldom.needs_scenes
+    assert seldom.looks_when_asked
+    expected, actual = run(everywhere, frames(40)), run(seldom, frames(40), (3,))
+    assert [row.caption for row in actual] == [row.caption for row in expected]
+    assert len({row.caption for row in actual}) > 2
+    assert not any(row.scene.things for row in actual)
+    other = replace(seldom, scene=replace(scene, background=background[:-1]))  # another camera's
+    assert any(row.scene.things for row in run(other, frames(40)))
+    windows = replace(seldom, windows=(4, 8))
+    assert windows.needs_scenes
+    assert not windows.looks_when_asked

@@ -194,8 +194,9 @@ def _check_levels(bundle: Bundle, chosen: Captioning, levels: NormalLevels) -> N
         raise InputError("--lane suspicion needs the visual term, which this bundle has not")
     needs = kind == "change" and not levels.changed
     always = chosen.counts and kind == "every" and not chosen.settings.latency
-    usual = chosen.semantic_on and not always and levels.usual is None
-    if needs or usual:
+    # The decoder reads a caption whatever is scored; where there is none yet, the usual one.
+    reads = bundle.manifest.semantics is not None and bundle.manifest.semantics.text is not None
+    if needs or (reads and not always and levels.usual is None):
         raise BundleError(
             f"{bundle.folder}: its statistics of normal footage lack what captions now and then "
             f"are judged by; `python -m sfn_train distil RUN` adds it, then export the run again"

@@ -88,7 +88,10 @@ def test_a_model_trained_on_what_moves(
         assert chosen(model) == expected
 
 
-def test_a_vlm_that_the_model_was_not_trained_on_only_explains(vlm_bundle: Path) -> None:
+def test_a_vlm_that_the_model_was_not_trained_on_only_explains(
+    vlm_bundle: Path, tmp_path: Path
+) -> None:
+    vlm_bundle = with_statistics(vlm_bundle, tmp_path / "bundle")
     with open_model(vlm_bundle, threads=1) as model:  # nobody asked for it
         assert chosen(model)[0] == "scene"
     with open_model(
@@ -162,7 +165,7 @@ def test_a_file_and_a_captioner_are_two_answers(judged: Path, tmp_path: Path) ->
         assert chosen(model) == ("cached", "every:8", 0, True, True)
 
 
-@pytest.mark.parametrize("policy", ["change", "every:8", "suspicion"])
+@pytest.mark.parametrize("policy", ["change", "every:8", "suspicion", "off"])
 def test_a_bundle_of_an_earlier_training_says_how_to_mend_it(
     tiny_bundle: Path, policy: str
 ) -> None:
