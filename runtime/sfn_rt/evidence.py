@@ -219,7 +219,7 @@ class EvidenceStream:
     def look(self, frames: Sequence[Frame]) -> Looked:
         """First stage: may run ahead of `predict`, in another thread."""
         pictures = np.stack([preprocess(f.image, self._p.preprocessing) for f in frames])
-        if not self._p.needs_scenes and not self._p.looks_when_asked or self._seldom(frames[0]):
+        if (not self._p.needs_scenes and not self._p.looks_when_asked) or self._seldom(frames[0]):
             return Looked(frames, pictures, [empty_scene(frame) for frame in frames], {})
         scenes = [self._analyser.step(frame.image) for frame in frames]
         return Looked(frames, pictures, scenes, self._analyser.state())
