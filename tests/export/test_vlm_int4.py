@@ -20,6 +20,8 @@ from sfn_export.vlm_parts import TorchVlm, language_spec
 from sfn_rt.backends.base import Array, PartSpec
 from sfn_rt.backends.ort import OrtBackend
 from sfn_rt.bundle import load_bundle
+from sfn_rt.datasets import open_dataset
+from sfn_rt.frames import open_source
 from sfn_rt.semantics.captioner import Said
 from sfn_rt.semantics.vlm import Vlm
 from tiny_weights import make_internvl
@@ -151,6 +153,18 @@ def test_tensorrt_leaves_out_what_only_onnx_runtime_knows(bundle: Path) -> None:
     done = CliRunner().invoke(app, ["rtx", str(bundle / "vlm" / "language.int4.onnx")])
     assert done.exit_code == 2  # named, so meant
     assert "cannot parse" in done.stderr
+
+
+def test_clips_of_a_data_set_are_consecutive_frames_spread_over_it(
+    bundle: Path, tiny_data: Path
+) -> None:
+    (video,) = open_dataset(tiny_data).test
+    with open_source(video.path) as source:
+        images = [frame.image for frame in source]  # 30
+    clips = read_clips(load_bundle(bundle, verify=False), tiny_data)
+    assert len(clips) == 7  # as many of 4 frames as there are, of at most 8
+    for start, clip in zip(range(0, 28, 4), clips, strict=True):
+        np.testing.assert_array_equal(clip, images[start : start + 4])
 
 
 def said(*tokens: int) -> Said:
