@@ -3,10 +3,14 @@
     look      preprocess, find what moves                    needs the frames alone
     predict   encode, caption, predict the frame and its meaning, measure the errors
 
-The semantic evidence of a frame is the error that its caption shows, as far as that caption still
-counts (semantics/lane.py), and for the rest what is to be expected without one (levels.py):
+The semantic evidence of a frame is the error that its caption shows, while that caption is new.
+Later it is what is to be expected without one (semantics/levels.py), corrected by how wrong this
+was when the caption was new, the less the older that is (semantics/lane.py):
 
-    semantic = weight * error + (1 - weight) * expected
+    semantic(t) = expected(t) + weight(age) * (error(t0) - expected(t0)),   0 at least
+
+where t0 is the last frame at which the caption was as new as in training, or the first that it was
+there for.
 
 Training fits the statistics of normal footage with this module and a PyTorch backend, the device
 scores with it and ONNX Runtime: there is no second implementation to disagree with. A stream's
@@ -210,6 +214,7 @@ class EvidenceStream:
         fitting = p.levels is None and self._networks
         self._measures_change = settings.policy.kind == "change" or fitting
         self._suspicious = False  # the newest frame that was scored
+        self._correction, self._corrected_at = 0.0, -1  # by the caption asked for at that frame
 
     @property
     def counts(self) -> LaneCounts:
@@ -285,6 +290,7 @@ class EvidenceStream:
             "lane": lane,
             "change": age,
             "suspicious": self._suspicious,
+            "correction": [self._correction, self._corrected_at],
             "count": block.analyser.get("count", 0),
         }
         return arrays | pending, plain
@@ -303,6 +309,7 @@ class EvidenceStream:
         self._lane.restore(arrays, plain["lane"])
         self._change.restore(_under(arrays, "change/"), plain["change"])
         self._suspicious = plain["suspicious"]
+        self._correction, self._corrected_at = plain["correction"]
 
     def encode(self, block: Looked) -> Encoded | None:
         """What `predict` begins with; None where nothing asks the networks."""
@@ -371,16 +378,24 @@ class EvidenceStream:
         expected = self._p.levels.expected if self._p.levels is not None else None
         if expected is None:
             return prediction, [float(error) for error in errors]
-        evidence = []
-        for i, (error, caption) in enumerate(zip(errors, held, strict=True)):
-            weight = self._weight(caption)
-            value = weight * float(error) if weight else 0.0
-            if weight < 1:
-                distilled = prediction.distilled
-                guess = expected.of(None if distilled is None else float(distilled[i]))
-                value += (1 - weight) * guess
-            evidence.append(value)
-        return prediction, evidence
+        guesses = (
+            np.full(len(held), np.nan) if prediction.distilled is None else prediction.distilled
+        )
+        return prediction, [
+            self._corrected(float(error), expected.of(float(guess)), caption)
+            for error, guess, caption in zip(errors, guesses, held, strict=True)
+        ]
+
+    def _corrected(self, error: float, expected: float, held: Held) -> float:
+        """Semantic evidence from the error that the caption shows and what was to be expected."""
+        weight = self._weight(held)
+        if not weight:
+            return expected
+        if weight == 1 or held.made_at != self._corrected_at:
+            self._correction, self._corrected_at = error - expected, held.made_at
+        if weight == 1:
+            return error
+        return max(0.0, expected + weight * self._correction)
 
     def measure(self, block: Looked, prediction: Prediction | None) -> list[VisualError]:
         """How far the pictures are from those expected; empty without a picture branch."""

@@ -116,22 +116,37 @@ def test_a_caption_every_stride_is_the_whole_semantic_term() -> None:
     assert asked[0].caption_age is None
 
 
-def test_an_old_caption_counts_less_and_the_student_the_rest() -> None:
+def test_an_old_caption_corrects_the_student_less_and_less() -> None:
     rows = run(perception("every:20", half_life=4.0))[T:]
-    student = Expectation(SEMANTIC, DISTILLED)
-    alone = run(perception("off"))[T:]
-    for age, (row, without) in enumerate(zip(rows[:20], alone[:20], strict=True)):
+    alone = [row.terms["semantic"] for row in run(perception("off"))[T:]]  # the student's
+    correction = 0.25 - alone[STRIDE - 1]  # at the last frame at which the caption is new
+    for age, (row, expected) in enumerate(zip(rows[:20], alone[:20], strict=True)):
         weight = 1.0 if age < STRIDE else 0.5 ** ((age - STRIDE + 1) / 4)
         assert row.caption_age == age
         assert row.caption_weight == pytest.approx(weight)
-        assert without.caption is None
-        assert without.caption_weight == 0
-        expected = weight * 0.25 + (1 - weight) * without.terms["semantic"]
-        assert row.terms["semantic"] == pytest.approx(expected)
+        evidence = 0.25 if age < STRIDE else max(0.0, expected + weight * correction)
+        assert row.terms["semantic"] == pytest.approx(evidence)
     assert rows[20].caption_age == 0
-    spread = [row.terms["semantic"] for row in alone]
-    assert max(spread) > min(spread) > 0  # it is the student's, not a constant
-    assert student.of(0.0) == SEMANTIC.quantile(0.0)
+    assert rows[20].terms["semantic"] == pytest.approx(0.25)
+    assert max(alone) > min(alone) > 0  # it is the student's, not a constant
+
+
+def test_the_student_alone_has_no_caption() -> None:
+    rows = run(perception("off"))[T:]
+    assert {(row.caption, row.caption_age, row.caption_weight) for row in rows} == {
+        (None, None, 0.0)
+    }
+
+
+def test_a_caption_that_is_late_corrects_from_when_it_is_there() -> None:
+    rows = run(perception("every:20", latency=6, half_life=4.0))[T:]
+    alone = [row.terms["semantic"] for row in run(perception("off"))[T:]]
+    assert [row.terms["semantic"] for row in rows[:6]] == pytest.approx(alone[:6])
+    correction = 0.25 - alone[6]
+    for age in (6, 9, 15):
+        weight = 0.5 ** ((age - STRIDE + 1) / 4)
+        evidence = max(0.0, alone[age] + weight * correction)
+        assert rows[age].terms["semantic"] == pytest.approx(evidence)
 
 
 def test_without_a_student_an_old_caption_fades_to_the_usual() -> None:

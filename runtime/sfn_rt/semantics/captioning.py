@@ -30,6 +30,8 @@ from sfn_rt.semantics.narrator import check_windows
 
 Who = Literal["scene", "cached", "vlm", "student", "none"]
 VLM_LATENCY = 25  # frames, where nobody says: a second of most videos
+# What moves is told anew within half a second; what a VLM tells of a scene is taken to last for two.
+HALF_LIFE, VLM_HALF_LIFE = 8.0, 50.0  # frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ def decide(
         observed=manifest.observed,
         stride=semantics.stride,
         latency=_latency(who, asked),
+        half_life=VLM_HALF_LIFE if who == "vlm" else HALF_LIFE,
         clock=asked.clock,
     )
     counts = {

@@ -84,7 +84,7 @@ class LaneSettings:
     stride: int  # that the model was trained with: its captions counted in full for so long
     latency: int = 0  # from a caption's beginning until it counts; on the clock of frames
     queue: int = 2  # requests that may wait
-    half_life: float = 25.0  # of a caption older than the stride
+    half_life: float = 8.0  # of a caption older than the stride
     refresh: int = 25  # from one caption to the next while a signal stays up
     clock: Clock = "frames"
     fps: float = ASSUMED_FPS  # frames that a second is taken for; on the clock of seconds

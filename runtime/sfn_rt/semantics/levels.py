@@ -29,9 +29,9 @@ class Expectation:
     semantic: Tail
     distilled: Tail | None
 
-    def of(self, distilled: float | None) -> float:
-        """From the student's estimate for the frame, where there is one."""
-        if distilled is None or self.distilled is None:
+    def of(self, distilled: float) -> float:
+        """From the student's estimate for the frame; NaN where there is none."""
+        if self.distilled is None or np.isnan(distilled):
             return self.semantic.quantile(0.5)
         return self.semantic.value(float(self.distilled.surprise(distilled)))
 

@@ -34,7 +34,7 @@ def test_what_is_as_rare_is_as_surprising() -> None:
 def test_without_a_student_nothing_unusual_is_assumed() -> None:
     median = SEMANTIC.quantile(0.5)
     assert Expectation(SEMANTIC, None).of(7.0) == median
-    assert Expectation(SEMANTIC, DISTILLED).of(None) == median
+    assert Expectation(SEMANTIC, DISTILLED).of(float("nan")) == median
 
 
 def normal(**more: object) -> NormalFootage:
