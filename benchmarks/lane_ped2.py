@@ -29,7 +29,7 @@ from sfn_rt.evaluate import EvaluationReport, evaluate_dataset
 from sfn_rt.options import BenchOptions, CaptionerName, EvalOptions, LaneOptions
 
 POLICIES = ("every:STRIDE", "every:25", "change", "suspicion", "student", "off")
-EVIDENCE = ("semantic", "visual + semantic", "all terms")
+EVIDENCE = ("semantic", "visual + semantic (the paper's two)", "all terms")
 
 
 def lane(policy: str, stride: int, captioner: CaptionerName | None = None) -> LaneOptions:

@@ -30,7 +30,7 @@ from sfn_rt.semantics.narrator import check_windows
 
 Who = Literal["scene", "cached", "vlm", "student", "none"]
 VLM_LATENCY = 25  # frames, where nobody says: a second of most videos
-# What moves is told anew within half a second; what a VLM tells of a scene is taken to last for two.
+# What moves is soon another thing; what a VLM tells of a scene is taken to last for seconds.
 HALF_LIFE, VLM_HALF_LIFE = 8.0, 50.0  # frames
 
 
