@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sfn_rt.datasets import Dataset, Video, check_length, open_dataset
 from sfn_rt.evaluate import measure_baselines
@@ -76,7 +77,7 @@ def look(model: Model, dataset: Dataset, video: Video) -> Columns:
 
 def auc(
     videos: Sequence[Columns],
-    truth: Sequence[FloatArray],
+    truth: Sequence[NDArray[np.bool_]],
     choice: Choice,
     constants: PaperConstants,
     tails: Mapping[str, Tail],
@@ -137,7 +138,7 @@ def run(bundle: Path, data: Path, threads: int | None) -> dict[str, object]:
             "evidence": correlations(whole["student"][kept], whole["semantic"][kept]),
         }
         for part, kept in (
-            ("all", np.ones(len(labels), bool)), ("normal", labels == 0), ("abnormal", labels > 0),
+            ("all", np.ones(len(labels), bool)), ("normal", ~labels), ("abnormal", labels),
         )
     }  # fmt: skip
     _, constants = paper_constants(system, dataset.published)
@@ -168,9 +169,9 @@ def run(bundle: Path, data: Path, threads: int | None) -> dict[str, object]:
     }
 
 
-def _labels(video: Video) -> FloatArray:
+def _labels(video: Video) -> NDArray[np.bool_]:
     assert video.labels is not None, "only labelled videos are measured"
-    return np.asarray(video.labels > 0, dtype=np.float64)
+    return np.asarray(video.labels > 0)
 
 
 def main() -> None:

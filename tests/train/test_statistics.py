@@ -12,7 +12,7 @@ import yaml
 from sfn_rt.datasets import open_dataset
 from sfn_rt.evidence import FrameEvidence, Looked
 from sfn_rt.frames import open_source
-from sfn_rt.normal import NormalFootage, SceneModel
+from sfn_rt.normal import SIGNALS, NormalFootage, SceneModel
 from sfn_rt.preprocess import preprocess
 from sfn_rt.scores import EMA_ALPHA, TERMS, causal_scores
 from sfn_rt.semantics.scene import Scene, Thing
@@ -96,6 +96,40 @@ def test_what_is_fitted_can_be_stored() -> None:
     again = NormalFootage.from_arrays(normal.to_arrays())
     assert again.thresholds == normal.thresholds
     assert again.heat_scale == normal.heat_scale
+
+
+def signalled(rows: list[FrameEvidence], *names: str) -> list[FrameEvidence]:
+    """The same rows with signals that tell each frame of each from any other."""
+    return [
+        replace(row, signals={name: i + row.index / 1000 for i, name in enumerate(names)})
+        if row.terms
+        else row
+        for row in rows
+    ]
+
+
+def test_signals_have_tails_of_their_own() -> None:
+    footage = [signalled(evidence(n, seed), *SIGNALS) for seed, n in enumerate((60, 90))]
+    normal = fit_normal(nothing_known(), TERMS, footage, 25.0)
+    assert tuple(normal.signals) == SIGNALS
+    for i, name in enumerate(SIGNALS):
+        values = sorted(i + row.index / 1000 for rows in footage for row in rows if row.terms)
+        np.testing.assert_array_equal(normal.signals[name].normal, values)
+    again = NormalFootage.from_arrays(normal.to_arrays())
+    assert again.signals["motion"].quantile(0.99) == normal.signals["motion"].quantile(0.99)
+
+
+def test_only_signals_that_every_frame_has_are_kept() -> None:
+    rows = signalled(evidence(60, 0), "appearance", "motion")
+    rows[30] = replace(rows[30], signals={"motion": 1.0})
+    assert set(fit_normal(nothing_known(), TERMS, [rows], 25.0).signals) == {"motion"}
+    assert not fit_normal(nothing_known(), TERMS, [evidence(60, 0)], 25.0).signals
+
+
+def test_a_student_of_errors_that_no_loss_taught_is_not_listened_to() -> None:
+    rows = signalled(evidence(60, 0), *SIGNALS)
+    normal = fit_normal(nothing_known(), ("visual", "attribute"), [rows], 25.0)
+    assert set(normal.signals) == {"appearance", "motion"}
 
 
 def with_things(prepared: Prepared, *things: Thing) -> Prepared:

@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no norm behind motion": {"motion_norm": False},
     "whole frame": {"predict": "frame"},
     "three observed": {"observed": 3},
+    "a student": {"student": 8},
 }
 
 
@@ -65,8 +66,9 @@ def test_a_run_equals_its_clips_one_by_one(tiny: ModelConfig, variant: str) -> N
                 clip = frames[b : b + 1, i : i + observed + 1]
                 one = model(clip, text[b : b + 1, i : i + 1])
                 at = b * n_clips + i
-                pairs = ((whole.next_frame, one.next_frame), (whole.semantic, one.semantic))
-                there = (config.has_picture, config.use_text)
+                names = ("next_frame", "semantic", "distilled")
+                pairs = [(getattr(whole, name), getattr(one, name)) for name in names]
+                there = (config.has_picture, config.use_text, config.has_student)
                 for (ours, alone), expected in zip(pairs, there, strict=True):
                     assert (ours is not None) == (alone is not None) == expected
                     if ours is not None:
@@ -129,7 +131,8 @@ def test_all_weights_learn(tiny: ModelConfig, variant: str) -> None:
     read = [tensor for tensor in prediction[:2] if tensor is not None]
     (sum(tensor.square().sum() for tensor in read) + routed).backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert idle == []
+    assert all(name.startswith("decoder.student.") for name in idle), "it learns afterwards"
+    assert bool(idle) == config.has_student
 
 
 def test_features_stand_for_the_encoder_that_made_them(tiny: ModelConfig) -> None:
