@@ -5,11 +5,13 @@
 The weights are random, of the published sizes and types; the ways are export's own. Each step is a
 process of its own, so that its peak is its own: what exporting takes (PyTorch, the trace, the
 graph), and what a device takes that has the graph alone. Differences are of the largest magnitude
-expected, on inputs of unit scale. Times are of this machine, with every thread it has.
+expected, on inputs of unit scale. Times are of this machine, with every thread it has; beside the
+wall's stands the processor's, which does not grow with what else runs here: divided by the threads
+it is what an idle machine would take at best.
 
 A step of the full size takes up to 10 GB of memory, all of them 9 GB of disk and some minutes;
---tiny goes the same way in seconds. Prints a table, then one line of JSON; --write also puts that
-into benchmarks/results.
+--tiny goes the same way in seconds. With --folder the graphs stay, and --steps does only those
+named again. Prints a table, then one line of JSON; --write also puts that into benchmarks/results.
 """
 
 import argparse
@@ -64,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tiny", action="store_true", help="the same way in seconds")
     parser.add_argument("--folder", type=Path, help="keep weights and graphs there")
+    parser.add_argument("--steps", help="only these, comma separated; the others as they were")
     parser.add_argument("--write", action="store_true", help="also write the results")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -75,7 +78,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sfn-vlm-") as temporary:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = {step: run_step(step, folder, asked.tiny) for step in STEPS}
+        wanted = set(asked.steps.split(",")) if asked.steps else set(STEPS)
+        rows = {step: run_step(step, folder, asked.tiny, step in wanted) for step in STEPS}
     report = {
         "benchmark": "vlm_parity",
         "model": "tiny" if asked.tiny else "InternVL2.5-1B's sizes, random weights",
@@ -93,14 +97,21 @@ def main() -> None:
         raise SystemExit(f"a part differs from PyTorch by {worst:.1e}, over {MUST:.0e}")
 
 
-def run_step(step: str, folder: Path, tiny: bool) -> dict[str, Any]:
-    """One step in a process of its own."""
+def run_step(step: str, folder: Path, tiny: bool, wanted: bool) -> dict[str, Any]:
+    """One step in a process of its own; or what it found before."""
+    kept = folder / f"{step.replace(' ', '_')}.json"
+    if not wanted:
+        if not kept.is_file():
+            raise SystemExit(f"{kept} does not exist; do the step {step!r}, too")
+        before: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return before
     print(f"{step} ...", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
     done = subprocess.run([*command, *(["--tiny"] if tiny else [])], stdout=subprocess.PIPE)
     if done.returncode:
         raise SystemExit(f"{step} failed")
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    kept.write_text(json.dumps(row) + "\n", encoding="utf-8")
     return row
 
 
@@ -111,8 +122,11 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
         "megabytes": ("MB", ".0f"),
         "export_s": ("export, s", ".0f"),
         "seconds": ("s a frame", ".2f"),
+        "cpu_s": ("processor s", ".2f"),
         "prefill_s": ("prefill, s", ".1f"),
+        "prefill_cpu_s": ("processor s", ".1f"),
         "tokens_per_s": ("tokens/s", ".1f"),
+        "tokens_per_cpu_s": ("tokens/processor s", ".1f"),
         "peak_gb": ("peak, GB", ".1f"),
     }
     print(f"| step | {' | '.join(name for name, _ in units.values())} |")
@@ -304,10 +318,11 @@ def each_frame(folder: Path, part: str, feeds: dict[str, Any]) -> dict[str, Any]
     times = []
     with OrtBackend({part: folder / f"{part}.onnx"}) as backend:
         for _ in range(4):
-            begin = time.perf_counter()
+            begin = clocks()
             backend.infer(part, feeds)
-            times.append(time.perf_counter() - begin)
-    return {"seconds": min(times[1:])}
+            times.append(clocks() - begin)
+    wall, processor = np.min(times[1:], axis=0)
+    return {"seconds": float(wall), "cpu_s": float(processor)}
 
 
 def say(folder: Path, file: str) -> dict[str, Any]:
@@ -319,13 +334,23 @@ def say(folder: Path, file: str) -> dict[str, Any]:
     with OrtBackend({"language": folder / file}) as backend:
         language = LanguageModel(backend, embeddings, file)
         ids = np.random.default_rng(0).integers(0, embeddings.shape[0], PROMPT)
-        begin = time.perf_counter()
+        begin = clocks()
         steps = language.stream(embeddings[ids][None], (-1,), SAID)  # nothing stops it
         next(steps)
-        first = time.perf_counter()
+        first = clocks()
         n_said = sum(1 for _ in steps)
-    took = time.perf_counter() - first
-    return {"prefill_s": first - begin, "tokens_per_s": n_said / took}
+    (wall, processor), (prefill, prefill_processor) = clocks() - first, first - begin
+    return {
+        "prefill_s": float(prefill),
+        "prefill_cpu_s": float(prefill_processor),
+        "tokens_per_s": n_said / float(wall),
+        "tokens_per_cpu_s": n_said / float(processor),
+    }
+
+
+def clocks() -> Any:
+    """Seconds of the wall, and of the processor in all threads of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def unit(shape: tuple[int, ...]) -> Any:
