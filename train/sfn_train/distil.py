@@ -171,7 +171,7 @@ def teach(
     assert isinstance(model, SFN), "only a model that sees captions has a student"
     if text is None:
         text, _ = open_text(config, read_captions(prepared.dataset.train, config).values())
-    model.requires_grad_(False).eval()
+    model.eval()
     device = next(model.parameters()).device
     student = model.decoder.student = Student(config.sfn).to(device)
     teacher = Teacher(model, Sentences(prepared, text))
