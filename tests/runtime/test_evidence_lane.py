@@ -181,11 +181,12 @@ def test_a_change_is_captioned_when_it_is_over_the_normal_level() -> None:
     stream = EvidenceStream(perception("change"))
     for start in range(0, 30, 8):
         stream.predict(stream.look(frames(30)[start : start + 8]))
-    # The first frame there is, and the one after the flash has been seen: 14 follows 13.
-    assert stream.counts.asked == 2
+    # The first frame there is, the one after the flash has been seen (14 follows 13), and when it
+    # is gone: 14 differs from 13, 15 no longer from 14.
+    assert stream.counts.asked == 3
     rows = run(perception("change"))[T:]
-    assert [row.index for row in rows if row.caption_age == 0] == [4, 14]
-    assert [row.caption for row in rows if row.caption_age == 0] == ["3", "13"]
+    assert [row.index for row in rows if row.caption_age == 0] == [4, 14, 16]
+    assert [row.caption for row in rows if row.caption_age == 0] == ["3", "13", "15"]
 
 
 def test_a_rising_visual_score_is_captioned() -> None:

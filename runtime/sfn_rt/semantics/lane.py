@@ -4,12 +4,12 @@ Captioning is the slowest thing there is to do with a frame, so it runs beside t
 each predicted frame the lane is offered what a caption could be made of; its policy decides:
 
     every:N     where (t - T) is a multiple of N
-    change      when the picture or the motion leaves what is normal
-    suspicion   when the visual score does
+    change      when the picture or the motion leaves what is normal, and when it is back
+    suspicion   when the visual score leaves it
     off         never
 
-The last two ask when their signal rises, and while it stays up every `refresh` frames; all three
-ask at the first frame there is. The newest caption that is finished counts, with the weight
+While their signal stays up the last two ask every `refresh` frames; all three ask at the first
+frame there is. The newest caption that is finished counts, with the weight
 
     1 while age < stride,  else 0.5 ** ((age - stride + 1) / half_life)
 
@@ -303,7 +303,7 @@ class Lane:
         settings, newest = self.settings, self._newest
         kind, every = settings.policy.kind, settings.policy.every
         signal = {"change": changed, "suspicion": suspicious}.get(kind, False)
-        rises, self._signal = signal and not self._signal, signal
+        crosses, self._signal = signal != self._signal, signal
         if kind == "off":
             return False
         if newest is None:
@@ -311,7 +311,9 @@ class Lane:
         if kind == "every":  # whether a multiple has been passed: live frames may be missing
             first = settings.observed
             return (beat - first) // every > (newest - first) // every
-        return rises or (signal and beat - newest >= settings.refresh)
+        if kind == "change" and crosses:  # back to normal is a change as well
+            return True
+        return signal and (crosses or beat - newest >= settings.refresh)
 
     def _begin_until(self, t: int) -> None:
         """What can be begun by frame t: on the clock of frames, by the one worker thought of."""
