@@ -7,6 +7,7 @@ device's own caption, and each of its words must be the best in PyTorch too, or 
 Axes: B clips, L positions of the prompt, P cached ones, k tokens of a caption, V vocabulary.
 """
 
+import re
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ from sfn_train.captions.vlm import FRAMES, Vlm
 
 BATCHES, PROMPT, STEPS = (1, 3), 21, 2
 CLIPS, TOKENS = 2, 12  # of the whole path
+LAYER = re.compile(r"\.(\d+)\.")
 WORSE = 1e-4  # of the largest logit: what a chosen word's logit may be below the best
 
 
@@ -78,10 +80,11 @@ def _check_language(
         feeds = {"inputs_embeds": embeds, **cache}
         expected, actual = (which.infer("language", feeds) for which in (reference, ours))
         case = f"{kind} input, batch {batch}, {'step' if step else 'prompt'}"
-        found += [
-            assert_parity(f"language.{name}", value, actual[name], TOLERANCE["fp32"], case)
-            for name, value in expected.items()
-        ]
+        for name, value in expected.items():
+            tensor, where = f"language.{name}", case
+            if layer := LAYER.search(name):  # one name for all layers: a report has a line a name
+                tensor, where = f"language.{LAYER.sub('.', name)}", f"{case}, layer {layer[1]}"
+            found.append(assert_parity(tensor, value, actual[name], TOLERANCE["fp32"], where))
         cache = {name: expected[name.replace("past_key_values", "present")] for name in cache}
     return found
 
