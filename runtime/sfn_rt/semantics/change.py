@@ -37,9 +37,10 @@ class ChangeSignals:
     def measure(self, tokens: FloatArray | None, difference: FloatArray) -> dict[str, float]:
         """Of the newest observed frame: tokens (1 + N, D), and (3, h, w) less the one before."""
         rows, columns = self._grid
-        change = np.abs(difference).mean(axis=0)  # (h, w)
+        red, green, blue = np.abs(difference)  # (h, w) each
+        change = cv2.add(cv2.add(red, green), blue)  # twice as fast as numpy's mean
         cells = cv2.resize(change, (columns, rows), interpolation=cv2.INTER_AREA)
-        signals = {"motion": _mean_of_most(np.asarray(cells).ravel())}
+        signals = {"motion": _mean_of_most(np.asarray(cells).ravel() / 3)}
         if tokens is None:
             return signals
         patches = tokens[1:]  # the class token is of the whole picture
