@@ -40,7 +40,7 @@ class ChangeSignals:
         red, green, blue = np.abs(difference)  # (h, w) each
         change = cv2.add(cv2.add(red, green), blue)  # twice as fast as numpy's mean
         cells = cv2.resize(change, (columns, rows), interpolation=cv2.INTER_AREA)
-        signals = {"motion": _mean_of_most(np.asarray(cells).ravel() / 3)}
+        signals = {"motion": _mean_of_most(np.asarray(cells, np.float32).ravel()) / 3}
         if tokens is None:
             return signals
         patches = tokens[1:]  # the class token is of the whole picture
