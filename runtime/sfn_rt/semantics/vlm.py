@@ -236,5 +236,6 @@ def tokenise_prompt(tokenizer: Tokenizer, settings: VlmSettings) -> list[int]:
 
 def key(image: Image) -> bytes:
     """Names a picture by its content; costs a thousandth of what seeing it does."""
-    shape = repr(image.shape).encode()
-    return hashlib.blake2b(shape + image.tobytes(), digest_size=16).digest()
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.digest()
