@@ -14,21 +14,13 @@ C width of the tower, D of the language model, V its vocabulary.
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfn_export.exceptions import ExportError
-from sfn_rt.backends.base import (
-    Array,
-    Arrays,
-    PartSpec,
-    TensorSpec,
-    check_feeds,
-    check_outputs,
-    find_part,
-)
+from sfn_rt.backends.base import Arrays, CheckedBackend, PartSpec, TensorSpec
 
 STEADY_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not change with length
 DYNAMIC_ROPE = "dynamic"  # the default's up to max_position_embeddings, which is all we allow
@@ -138,7 +130,7 @@ def check_exportable(config: Any, folder: object) -> None:
             )
 
 
-class TorchVlm:
+class TorchVlm(CheckedBackend):
     """The parts behind the runtime's Backend protocol, computed by transformers' own classes."""
 
     name = "torch"
@@ -146,23 +138,13 @@ class TorchVlm:
     def __init__(self, model: Any, specs: Mapping[str, PartSpec]) -> None:
         self._model, self.parts = model, specs
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        return None
-
-    def infer(
-        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
-    ) -> dict[str, Array]:
-        spec = find_part(self.name, self.parts, part)
-        names = check_outputs(self.name, part, spec.outputs, outputs)
-        check_feeds(self.name, part, spec.inputs, feeds)
+    def compute(self, part: str, feeds: Arrays, names: Sequence[str]) -> Arrays:
+        """All outputs of a part."""
+        spec = self.parts[part]
         given = [torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs]
         with torch.inference_mode():
             computed = getattr(self, f"_{part}")(*given)
-        arrays = {t.name: v.numpy() for t, v in zip(spec.outputs, computed, strict=True)}
-        return {name: arrays[name] for name in names}
+        return {t.name: v.numpy() for t, v in zip(spec.outputs, computed, strict=True)}
 
     def _vision(self, frame: Tensor) -> tuple[Tensor, ...]:
         tower = self._model.model.vision_tower

@@ -5,31 +5,21 @@ device share every step, and the exported graphs are compared with it part by pa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from sfn_rt.backends.base import (
-    Array,
-    Arrays,
-    PartSpec,
-    TensorSpec,
-    check_feeds,
-    check_outputs,
-    find_part,
-)
+from sfn_rt.backends.base import Arrays, CheckedBackend, PartSpec, Shapes, TensorSpec
 from sfn_train.model import SFN, ModelConfig
 from sfn_train.text import TextModel
 
 DECODER_INPUTS = ("appearance", "motion", "text", "skip", "last_frame")  # in forward's order
-Shapes = Mapping[str, tuple[int | str, ...]]
 
 
 def vision_spec(size: tuple[int, int], patches: int, width: int) -> PartSpec:
     """A vision tower for frames of `size`: of the model, of the VLM, or of both at once."""
     seen = {"hidden": ("batch", 1 + patches, width), "embedded": ("batch", patches, width)}
-    return _part({"frame": ("batch", 3, *size)}, seen)
+    return PartSpec.of({"frame": ("batch", 3, *size)}, seen)
 
 
 def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
@@ -45,10 +35,12 @@ def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
         if c.tower is not None:
             parts["vision"] = vision_spec((c.frame_height, c.frame_width), n, c.appearance_dim)
             given = {tensor.name: tensor.shape for tensor in parts["vision"].outputs}
-        parts["appearance"] = _part(given, {"tokens": tokens, "skip": skip})
+        parts["appearance"] = PartSpec.of(given, {"tokens": tokens, "skip": skip})
         feeds["appearance"] = ("batch", c.observed, 1 + n, c.dim)
     if c.use_motion:
-        parts["motion"] = _part({"difference": image}, {"tokens": ("batch", 1 + n, c.motion_dim)})
+        parts["motion"] = PartSpec.of(
+            {"difference": image}, {"tokens": ("batch", 1 + n, c.motion_dim)}
+        )
         feeds["motion"] = ("batch", c.observed - 1, 1 + n, c.motion_dim)
     if c.use_text:
         feeds["text"] = ("batch", c.text_width)
@@ -63,14 +55,14 @@ def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
         predicted["semantic"] = ("batch", c.text_width)
     if c.has_student:
         predicted["distilled"] = ("batch",)
-    decoder = _part(feeds, predicted)
+    decoder = PartSpec.of(feeds, predicted)
     if c.filter == "sffm":
         routing = TensorSpec("routing", "int64", ("batch", c.decoder_depth, n_tokens, c.n_active))
         decoder = PartSpec(decoder.inputs, (*decoder.outputs, routing))
     parts["decoder"] = decoder
     if c.use_text and text:
         ids = ("batch", "tokens")
-        parts["text"] = _part(
+        parts["text"] = PartSpec.of(
             {"input_ids": ids, "attention_mask": ids},
             {"sentence_embedding": ("batch", c.text_dim)},
             "int64",
@@ -78,7 +70,7 @@ def part_specs(c: ModelConfig, *, text: bool) -> dict[str, PartSpec]:
     return parts
 
 
-class TorchBackend:
+class TorchBackend(CheckedBackend):
     """Runs an SFN's parts in fp32 on the device its weights are on; the parity reference."""
 
     name = "torch"
@@ -89,19 +81,8 @@ class TorchBackend:
         self._device = next(model.parameters()).device
         self._text: nn.Module | None = text.module() if text and "text" in self.parts else None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        return None
-
-    def infer(
-        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
-    ) -> dict[str, Array]:
-        """Run one batch through `part`, computing only the outputs asked for (None: all)."""
-        spec = find_part(self.name, self.parts, part)
-        names = check_outputs(self.name, part, spec.outputs, outputs)
-        check_feeds(self.name, part, spec.inputs, feeds)
+    def compute(self, part: str, feeds: Arrays, names: Sequence[str]) -> Arrays:
+        """On the device of the model; sentences on the CPU."""
         with torch.inference_mode():
             device = "cpu" if part == "text" else self._device
             inputs = {name: torch.tensor(array, device=device) for name, array in feeds.items()}
@@ -130,10 +111,3 @@ class TorchBackend:
             chosen = [routing.chosen for routing in prediction.routings]  # (B, n_tokens, K) each
             computed["routing"] = torch.stack(chosen, dim=1)  # (B, layers, n_tokens, K)
         return computed
-
-
-def _part(inputs: Shapes, outputs: Shapes, input_dtype: str = "float32") -> PartSpec:
-    return PartSpec(
-        tuple(TensorSpec(name, input_dtype, shape) for name, shape in inputs.items()),
-        tuple(TensorSpec(name, "float32", shape) for name, shape in outputs.items()),
-    )

@@ -1,5 +1,6 @@
 """The seam between the pipeline and whatever computes: named parts, arrays in, arrays out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -10,6 +11,7 @@ from sfn_rt.exceptions import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = Mapping[str, Array]
+Shapes = Mapping[str, tuple[int | str, ...]]
 
 # A key-value cache holds nothing before the first token: these axes alone may be 0.
 EMPTY_AXES = ("past", "past_sequence_length")
@@ -33,6 +35,14 @@ class PartSpec:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def of(cls, inputs: Shapes, outputs: Shapes, input_dtype: str = "float32") -> Self:
+        """From shapes by name; what comes out is float32."""
+        return cls(
+            tuple(TensorSpec(name, input_dtype, shape) for name, shape in inputs.items()),
+            tuple(TensorSpec(name, "float32", shape) for name, shape in outputs.items()),
+        )
 
     def output(self, name: str) -> TensorSpec:
         """The output called `name`."""
@@ -65,6 +75,33 @@ class Backend(Protocol):
         The returned arrays belong to the caller.
         """
         ...
+
+
+class CheckedBackend(ABC):
+    """A backend that refuses what a part does not declare before it computes anything."""
+
+    name: str
+    parts: Mapping[str, PartSpec]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+    def infer(
+        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run one batch through `part`, computing only the outputs asked for (None: all)."""
+        spec = find_part(self.name, self.parts, part)
+        names = check_outputs(self.name, part, spec.outputs, outputs)
+        check_feeds(self.name, part, spec.inputs, feeds)
+        computed = self.compute(part, feeds, names)
+        return {name: computed[name] for name in names}
+
+    @abstractmethod
+    def compute(self, part: str, feeds: Arrays, names: Sequence[str]) -> Arrays:
+        """The outputs called `names`, and others where they come at no cost."""
 
 
 def find_part(backend: str, parts: Mapping[str, PartSpec], part: str) -> PartSpec:

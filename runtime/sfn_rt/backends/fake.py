@@ -7,26 +7,17 @@ calls. `RepeatLastFrame` predicts that the last frame repeats, as its patches' m
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Self
 
 import numpy as np
 
-from sfn_rt.backends.base import (
-    Array,
-    Arrays,
-    PartSpec,
-    TensorSpec,
-    check_feeds,
-    check_outputs,
-    find_part,
-)
+from sfn_rt.backends.base import Array, Arrays, CheckedBackend, PartSpec
 
 OBSERVED = 4  # frames of a clip
 TOKENS_WIDTH = 4  # D and C_m: three mean colours and a constant
 CLIP, SCORED = 16, 8  # frames that dual-memory sees, and the one of them that it scores
 
 
-class RepeatLastFrame:
+class RepeatLastFrame(CheckedBackend):
     """All parts of "sfn-vad"."""
 
     name = "fake"
@@ -40,12 +31,14 @@ class RepeatLastFrame:
         image = ("batch", 3, height, width)
         sentence = ("batch", text_width)
         self.parts: Mapping[str, PartSpec] = {
-            "appearance": _part(
+            "appearance": PartSpec.of(
                 {"frame": image},
                 {"tokens": ("batch", 1 + n, TOKENS_WIDTH), "skip": ("batch", n, TOKENS_WIDTH)},
             ),
-            "motion": _part({"difference": image}, {"tokens": ("batch", 1 + n, TOKENS_WIDTH)}),
-            "decoder": _part(
+            "motion": PartSpec.of(
+                {"difference": image}, {"tokens": ("batch", 1 + n, TOKENS_WIDTH)}
+            ),
+            "decoder": PartSpec.of(
                 {
                     "appearance": ("batch", OBSERVED, 1 + n, TOKENS_WIDTH),
                     "motion": ("batch", OBSERVED - 1, 1 + n, TOKENS_WIDTH),
@@ -54,7 +47,7 @@ class RepeatLastFrame:
                 },
                 {"next_frame": image, "semantic": sentence},
             ),
-            "text": _part(
+            "text": PartSpec.of(
                 {"input_ids": ("batch", "tokens"), "attention_mask": ("batch", "tokens")},
                 {"sentence_embedding": sentence},
                 "int64",
@@ -62,26 +55,14 @@ class RepeatLastFrame:
         }
         self.images: Counter[str] = Counter()  # part -> rows run through it, batches summed
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        return None
-
-    def infer(
-        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
-    ) -> dict[str, Array]:
-        spec = find_part(self.name, self.parts, part)
-        names = check_outputs(self.name, part, spec.outputs, outputs)
-        check_feeds(self.name, part, spec.inputs, feeds)
+    def compute(self, part: str, feeds: Arrays, names: Sequence[str]) -> Arrays:
+        """By arithmetic."""
         self.images[part] += len(next(iter(feeds.values())))
         if part == "decoder":
-            computed = self._decode(feeds)
-        elif part == "text":
-            computed = {"sentence_embedding": self._embed(feeds)}
-        else:
-            computed = self._encode(next(iter(feeds.values())))
-        return {name: computed[name] for name in names}
+            return self._decode(feeds)
+        if part == "text":
+            return {"sentence_embedding": self._embed(feeds)}
+        return self._encode(next(iter(feeds.values())))
 
     def _encode(self, image: Array) -> dict[str, Array]:
         cells = image.reshape(-1, 3, self.rows, self.patch, self.columns, self.patch)
@@ -106,42 +87,21 @@ class RepeatLastFrame:
         return embedding.astype(np.float32)
 
 
-def _part(
-    inputs: Mapping[str, tuple[int | str, ...]],
-    outputs: Mapping[str, tuple[int | str, ...]],
-    input_dtype: str = "float32",
-) -> PartSpec:
-    return PartSpec(
-        tuple(TensorSpec(name, input_dtype, shape) for name, shape in inputs.items()),
-        tuple(TensorSpec(name, "float32", shape) for name, shape in outputs.items()),
-    )
-
-
-class MeanOfClip:
+class MeanOfClip(CheckedBackend):
     """The part of "dual-memory": what moves differs from the mean of its clip."""
 
     name = "fake"
 
     def __init__(self, height: int = 16, width: int = 24) -> None:
         self.parts: Mapping[str, PartSpec] = {
-            "autoencoder": _part(
+            "autoencoder": PartSpec.of(
                 {"clip": ("batch", CLIP, 3, height, width)}, {"error": ("batch", height, width)}
             )
         }
         self.images: Counter[str] = Counter()  # part -> clips run through it
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        return None
-
-    def infer(
-        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
-    ) -> dict[str, Array]:
-        spec = find_part(self.name, self.parts, part)
-        check_outputs(self.name, part, spec.outputs, outputs)
-        check_feeds(self.name, part, spec.inputs, feeds)
+    def compute(self, part: str, feeds: Arrays, names: Sequence[str]) -> Arrays:
+        """By arithmetic."""
         clip = feeds["clip"]  # (B, T, 3, h, w)
         self.images[part] += len(clip)
         difference = clip[:, SCORED] - clip.mean(axis=1)

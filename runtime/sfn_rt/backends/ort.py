@@ -4,15 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from sfn_rt.backends.base import (
-    Array,
-    Arrays,
-    PartSpec,
-    TensorSpec,
-    check_feeds,
-    check_outputs,
-    find_part,
-)
+from sfn_rt.backends.base import Arrays, CheckedBackend, PartSpec, TensorSpec
 from sfn_rt.bundle import Bundle
 from sfn_rt.exceptions import BackendError, BundleError
 
@@ -25,7 +17,7 @@ DTYPES = {
 }
 
 
-class OrtBackend:
+class OrtBackend(CheckedBackend):
     """One session a part, opened at once and closed together."""
 
     name = "ort"
@@ -58,21 +50,14 @@ class OrtBackend:
                 )
         return backend
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exc_info: object) -> None:
         self._sessions.clear()
 
-    def infer(
-        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
-    ) -> dict[str, Array]:
-        spec = find_part(self.name, self.parts, part)
-        names = check_outputs(self.name, part, spec.outputs, outputs)
-        check_feeds(self.name, part, spec.inputs, feeds)
+    def compute(self, part: str, feeds: Arrays, names: Sequence[str]) -> Arrays:
+        """What the session of `part` says."""
         if part not in self._sessions:
             raise BackendError("ort: the backend is closed; use it inside its `with` block")
-        results = self._sessions[part].run(names, dict(feeds))
+        results = self._sessions[part].run(list(names), dict(feeds))
         return dict(zip(names, results, strict=True))
 
 
