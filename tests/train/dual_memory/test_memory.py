@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from sfn_train.dual_memory import DualMemoryConfig
-from sfn_train.dual_memory.memory import Memory, entropy, recall, shrink_hard
+from sfn_train.dual_memory.memory import Memory, entropy, recall
+from sfn_train.shrinkage import shrink_hard
 
 LAMBDA = 0.0005
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sfn_train.model.memory import Memories, Memory, shrink
+from sfn_train.model.memory import Memories, Memory
 
 D, M = 8, 6
 
@@ -41,8 +41,11 @@ def test_some_slots_are_left_out_and_weights_sum_to_1() -> None:
 
 
 def test_equal_weights_stay_equal_rather_than_vanish() -> None:
-    uniform = torch.full((1, 1, M), 1 / M)
-    torch.testing.assert_close(shrink(uniform, 1 / M), uniform)
+    memory = make()
+    with torch.no_grad():
+        memory.slots.zero_()  # every product is the same, and every weight exactly the limit
+    weights = memory.address(torch.randn(1, 2, D, dtype=torch.float64))
+    torch.testing.assert_close(weights, torch.full((1, 2, M), 1 / M))
 
 
 @torch.no_grad()

@@ -24,8 +24,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sfn_train.shrinkage import TINY, shrink_hard
+
 QUERY_RMS = math.sqrt(0.5)  # of a standard normal number after ReLU
-TINY = 1e-12
 
 
 class Memory(nn.Module):
@@ -47,16 +48,6 @@ def recall(queries: Tensor, slots: Tensor, shrink: float) -> tuple[Tensor, Tenso
         weights = torch.einsum("bqc,bsc->bqs", queries, slots).softmax(dim=-1)
         weights = shrink_hard(weights, shrink)
         return torch.einsum("bqs,bsc->bqc", weights, slots), weights
-
-
-def shrink_hard(weights: Tensor, shrink: float) -> Tensor:
-    """Cut weights (..., S) up to `shrink`, and rescale the rest to sum 1; all 0 where none is.
-
-    As a choice and not as the quotient above: exporters take `+ 1e-12` for `+ 0` and drop it, and a
-    weight of exactly `shrink` is then 0 / 0.
-    """
-    kept = torch.where(weights > shrink, weights, 0.0)
-    return kept / kept.sum(dim=-1, keepdim=True).clamp_min(TINY)
 
 
 def entropy(weights: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ Axes: B clips, N tokens, D width, M slots.
 import torch
 from torch import Tensor, nn
 
-EPSILON = 1e-12
+from sfn_train.shrinkage import shrink_hard
 
 
 class Memory(nn.Module):
@@ -26,9 +26,10 @@ class Memory(nn.Module):
         self.slots = nn.Parameter(torch.randn(n_slots, dim))
 
     def address(self, x: Tensor) -> Tensor:
-        """Weights (B, N, M) of the slots, not negative, summing to 1."""
+        """Weights (B, N, M) of the slots, not negative, summing to 1; uniform ones stay."""
         weights = (self.norm(x) @ self.slots.t() * x.shape[-1] ** -0.5).float().softmax(dim=-1)
-        return shrink(weights, 1 / len(self.slots))
+        kept = shrink_hard(weights, 1 / len(self.slots))
+        return torch.where(kept.sum(dim=-1, keepdim=True) > 0, kept, weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """The weighted sum of slots."""
@@ -52,14 +53,3 @@ class Memories(nn.Module):
         if self.visual is not None:
             parts.append(self.visual(x))
         return torch.cat(parts, dim=1)
-
-
-def shrink(weights: Tensor, limit: float) -> Tensor:
-    """Drop weights up to `limit` and scale the rest to sum 1; uniform weights stay as they are.
-
-    As a choice and not as the quotient above: exporters take `+ eps` for `+ 0` and drop it, and a
-    weight of exactly `limit` is then 0 / 0.
-    """
-    kept = torch.where(weights > limit, weights, 0.0)
-    total = kept.sum(dim=-1, keepdim=True)
-    return torch.where(total > 0, kept / total.clamp(min=EPSILON), weights)
