@@ -238,7 +238,8 @@ def test_killed_while_it_has_nothing_to_do_it_is_started_when_it_has(tmp_path: P
 
     with ProcessWorker(partial(Deadly, 9, tmp_path, times=2)) as worker:
         os.kill(worker.pid, signal.SIGKILL)
-        until(lambda: gone(worker.pid))
+        # All of its threads: while one is ending the pipe is open, and a batch would be lost in it.
+        until(lambda: not worker._child.alive)
         worker.submit(batch(moment(9)))  # and two deaths over it, which are not yet three
         assert worker.take(9, wait=True) is not None
         assert (worker.restarts, worker.stopped) == (3, None)
