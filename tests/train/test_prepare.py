@@ -1,5 +1,8 @@
 """Preparation: cached, complete or absent, bounded on disk, and honest about what it left out."""
 
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -123,14 +126,16 @@ def test_the_cache_stays_within_its_limit_by_forgetting_the_oldest(
 ) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
-    (cache / "frames-old.f16").write_bytes(bytes(1000))
+    for name, hours in (("old", 2), ("new", 0)):  # the new one may be another run's just now
+        file = cache / f"frames-{name}.f16"
+        file.write_bytes(bytes(1000))
+        os.utime(file, (time.time() - 3600 * hours,) * 2)
     small = 80 * 16 * 24 * 3 * 2 + 500  # bytes
-    from dataclasses import replace
-
     limited = replace(without_text, data=replace(without_text.data, cache_gb=small / 1e9))
     run(footage, limited, cache)
     assert not (cache / "frames-old.f16").exists()
-    assert len(list(cache.glob("frames-*"))) == 2
+    assert (cache / "frames-new.f16").exists()
+    assert len(list(cache.glob("frames-*"))) == 3
 
 
 def test_a_full_disk_is_said_before_anything_is_written(

@@ -18,8 +18,9 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -56,6 +57,7 @@ Pixels = NDArray[np.float16]
 Passed = tuple[float, tuple[Scene, ...], Pixels]  # frames a second, scenes, kept frames
 Say = Callable[[str], None]
 
+RECENT_S = 3600.0
 BLOCK = 64  # frames kept together where not all fit
 BACKGROUND_FRAMES = 200  # sampled for the median picture
 BACKGROUND_VIDEOS = 20  # at most, spread evenly
@@ -287,14 +289,21 @@ class _Store:
         return sum(path.stat().st_size for path in self._used if path.exists()) / 1e9
 
     def trim(self, limit_gb: float) -> None:
-        """Delete what other runs left, longest unused first, until the folder is in its limit."""
-        files = [file for file in self.folder.glob("*-*.*") if not file.name.startswith(".")]
-        excess = sum(file.stat().st_size for file in files) - limit_gb * 1e9
-        for file in sorted(files, key=lambda file: file.stat().st_mtime):
-            if excess <= 0:
+        """Delete what other runs left, longest unused first, until the folder is in its limit.
+
+        What was looked up within the hour may be in the hands of a run beside this one, and stays.
+        """
+        stats = {}
+        for file in self.folder.glob("*-*.*"):
+            with suppress(FileNotFoundError):  # another run may trim just now
+                stats[file] = file.stat()
+        excess = sum(stat.st_size for stat in stats.values()) - limit_gb * 1e9
+        recent = time.time() - RECENT_S
+        for file, stat in sorted(stats.items(), key=lambda item: item[1].st_mtime):
+            if excess <= 0 or stat.st_mtime > recent:
                 return
-            if file not in self._used:
-                excess -= file.stat().st_size
+            if file not in self._used and not file.name.startswith("."):
+                excess -= stat.st_size
                 file.unlink(missing_ok=True)
 
 
