@@ -166,7 +166,8 @@ def vlm(
     )
     done = add_vlm(options, typer.echo)
     typer.echo(
-        f"{done.out}: has a VLM now, equal to PyTorch within its budgets, {done.megabytes:.0f} MB, "
+        f"{done.out}: has a VLM now, at fp32 equal to PyTorch within its budgets, "
+        f"{done.megabytes:.0f} MB, "
         f"{done.seconds:.0f} s"
     )
 

@@ -128,6 +128,8 @@ def add_vlm(options: VlmOptions, say: Say) -> Added:
     for line in remarks(bundle, origin):
         say(line)
     out = options.out or options.bundle
+    if options.out is not None and out.exists() and out.resolve() != options.bundle.resolve():
+        say(f"note: replaces the bundle in {out}")
     with bundle_folder(out) as work:
         copy_without_vlm(bundle, work)
         specs = trace_vlm(vlm, work / FOLDER, say)

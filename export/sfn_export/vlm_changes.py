@@ -19,6 +19,7 @@ from sfn_rt.backends.base import Array
 from sfn_rt.backends.ort import OrtBackend
 from sfn_rt.bundle import Bundle
 from sfn_rt.frames import Image, open_source
+from sfn_rt.printable import printable
 from sfn_rt.semantics.captioner import Said
 from sfn_rt.semantics.text_encoder import TextEncoder
 from sfn_rt.semantics.vlm import Vlm, vlm_settings
@@ -29,6 +30,7 @@ CLIPS = 8
 TOKENS = 128  # at which the captions compared are cut: longer ones have parted long before
 APART = 12  # frames from one clip to the next, of a video that does not state its length
 EXAMPLES = 3
+SHOWN = 200  # letters of one that is printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,9 @@ class Changes:
 
 
 HEADER = (
-    f"{'against':<9}{'':6}{'identical':>12}{'  tokens until a':>16}{'cosine':>12}{'':4}"
+    f"{'against':<9}{'':6}{'identical':>12}{'tokens until':>16}{'cosine':>16}"
     f"{'s a caption':>18}\n"
-    f"{REFERENCE:<9}{'clips':>6}{'captions':>12}{'difference':>9}{'least':>6}"
+    f"{REFERENCE:<9}{'clips':>6}{'captions':>12}{'apart':>9}{'least':>7}"
     f"{'mean':>8}{'least':>8}{'':9}{REFERENCE:>9}"
 )
 
@@ -101,8 +103,18 @@ def compare_variants(
 
 
 def table(changes: Sequence[Changes]) -> str:
-    """For people."""
-    return "\n".join([HEADER, *(each.row() for each in changes)])
+    """For people: the figures, and an example of each that differs."""
+    lines = [HEADER, *(each.row() for each in changes)]
+    for each in changes:
+        for example in each.examples[:1]:
+            lines.append(f"{REFERENCE}: {printable(example.reference, limit=SHOWN)}")
+            lines.append(f"{each.variant}: {printable(example.variant, limit=SHOWN)}")
+        if each.identical < 1:
+            lines.append(
+                f"note: {each.variant} says other things, and its captions count like those of "
+                f"{REFERENCE}: see that they mean the same (more examples: vlm/variants.json)"
+            )
+    return "\n".join(lines)
 
 
 def to_json(changes: Sequence[Changes]) -> list[dict[str, object]]:

@@ -32,7 +32,7 @@ class BundleInfo:
             ),
             row("frames", f"{self.clips()}, at {pre.width} x {pre.height} ({pre.resize})"),
             row("captions", self.captions()),
-            *self.vlm(),
+            *self.without_files(),
             row(
                 "score",
                 f"{' + '.join(manifest.score.terms)}, smoothed with alpha "
@@ -80,19 +80,32 @@ class BundleInfo:
             f"{semantics.text.width} numbers"
         )
 
-    def vlm(self) -> list[str]:
-        """The VLM, and whether its captions count; nothing where there is none."""
+    def student(self) -> str:
+        """Whether the semantic term can do without captions."""
+        parts = self.bundle.manifest.parts
+        given = {tensor.name for part in parts.values() for tensor in part.outputs}
+        if "distilled" in given:
+            return "expects the semantic error where there is no caption"
+        return "none: `python -m sfn_train distil RUN` adds one to a run"
+
+    def without_files(self) -> list[str]:
+        """What stands in for captions, and what makes them on the device."""
         vlm, semantics = self.bundle.manifest.vlm, self.bundle.manifest.semantics
-        if vlm is None or semantics is None:
+        if semantics is None:
             return []
+        student = row("student", self.student())
+        if vlm is None:
+            return [student]
         counts = semantics.captions == vlm.origin
         use = "the model was trained on its captions" if counts else "its captions only explain"
         return [
+            student,
             row(
                 "vlm",
                 f"{vlm.model} ({vlm.origin.model[:12]}): {use}; {vlm.frames} frames of "
                 f"{vlm.tile.width} x {vlm.tile.height}, at most {vlm.max_tokens} tokens",
-            )
+            ),
+            row("prompt", vlm.origin.prompt),
         ]
 
     def part(self, name: str, part: PartEntry) -> list[str]:

@@ -40,8 +40,8 @@ class Commands(TyperGroup):
             if error.errno not in CANNOT_WRITE:
                 raise
             fail(f"{error.filename or 'output'}: {error.strerror}; choose another --out")
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+        except KeyboardInterrupt as stopped:
+            typer.echo(" ".join(("interrupted", *map(str, stopped.args))), err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -168,6 +168,11 @@ def score(
     from sfn_rt.pipeline import score_video  # imported late: `--help` loads no backend
 
     summary = score_video(video, chosen, options)
+    if resume:
+        where = f"continued at frame {summary.n_resumed}"
+        if not summary.n_resumed:
+            where = f"nothing to continue in {options.out}; scored from the beginning"
+        typer.echo(f"note: {where}", err=True)
     print_answer(summary.text(), summary.to_json(), as_json)
     if summary.problem is not None:
         typer.echo(f"warning: {video}: {summary.problem}", err=True)

@@ -78,7 +78,10 @@ def open_model(
             raise InputError(
                 f"--captions, --captioner, --lane: {manifest.system} takes none; leave them out"
             )
-        chosen = choose_terms(terms, perception.available_terms, tuple(normal.tails))
+        chosen = choose_terms(
+            terms, perception.available_terms, tuple(normal.tails),
+            told=captioning is None or captioning.semantic_on,
+        )  # fmt: skip
         perception = replace(perception, terms=chosen)
         sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         tails = {term: normal.tails[term] for term in chosen}
@@ -101,13 +104,22 @@ def _with_semantics(perception: Perception, bundle: Bundle, semantics: Semantics
 
 
 def choose_terms(
-    asked: tuple[str, ...] | None, available: tuple[str, ...], fitted: tuple[str, ...]
+    asked: tuple[str, ...] | None,
+    available: tuple[str, ...],
+    fitted: tuple[str, ...],
+    *,
+    told: bool = True,
 ) -> tuple[str, ...]:
     """The terms to score with: those asked for, or all that the bundle carries."""
     there = tuple(term for term in available if term in fitted)
     if asked is None:
         return there
     if missing := [term for term in asked if term not in there]:
+        if missing[0] == "semantic" and not told:
+            raise InputError(
+                "--terms: no captions are made that tell the semantic term; leave --lane off or "
+                "--captioner out, or let the student tell it: --captioner student"
+            )
         raise InputError(
             f"--terms: this bundle has no {missing[0]!r} term; it has {', '.join(there)}"
         )
@@ -122,7 +134,7 @@ def with_captions(
     if semantics is None:
         return model
     if captions is None:
-        if model.captioning is not None and model.captioning.who == "cached":
+        if model.captioning is not None and model.captioning.who == "file":
             raise InputError(
                 f"{model.bundle.folder}: trained on captions from files, so it needs those of "
                 f"{video} too; give --captions FOLDER (`python -m sfn_train captions` makes them), "

@@ -39,7 +39,9 @@ class LaneOptions:
                 "--lane-latency is how long a caption takes on the clock of frames; on that of "
                 "seconds it takes what it takes: leave one of the two options out"
             )
-        if self.captioner == "student" and self.policy not in (None, "off"):
+        if self.policy == "off" and self.latency is not None:
+            raise InputError("--lane off makes no captions; leave --lane-latency out")
+        if self.captioner == "student" and self.policy is not None:
             raise InputError(
                 "--captioner student makes no captions, so it has no policy; leave --lane out"
             )

@@ -11,7 +11,7 @@ leaves a checkpoint that continues to the same bytes.
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,14 +103,15 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
         progress = stack.enter_context(
             Progress("scoring", video.n_frames, enabled=options.progress, done=n_resumed)
         )
-        for block in run.blocks(video, start=n_resumed):
-            with output_errors(options.out):  # heat maps go to disk
-                run.take(block)
-            progress.advance(len(block.frames))
-            if time.perf_counter() - saved > CHECKPOINT_S:
-                with output_errors(options.out):
-                    checkpoint.save(run, block)
-                folder.resumable, saved = True, time.perf_counter()
+        with hint_at_resume(folder, run):
+            for block in run.blocks(video, start=n_resumed):
+                with output_errors(options.out):  # heat maps go to disk
+                    run.take(block)
+                progress.advance(len(block.frames))
+                if time.perf_counter() - saved > CHECKPOINT_S:
+                    with output_errors(options.out):
+                        checkpoint.save(run, block)
+                    folder.resumable, saved = True, time.perf_counter()
         result = run.finish(video.name)
         seconds = time.perf_counter() - started
         check_frames(source, result.n_frames, model)
@@ -122,6 +123,18 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
         n_resumed, tuple(run.events), model.threshold.value, float(np.nanmax(result.causal)), names,
         warnings, run.lane(result.captions), video.problem,
     )  # fmt: skip
+
+
+@contextmanager
+def hint_at_resume(folder: OutputFolder, run: "VideoRun") -> Iterator[None]:
+    """Ctrl-C says what is left of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = f"nothing is kept: the first checkpoint comes after {CHECKPOINT_S:g} s"
+        if folder.resumable:
+            left = "the same command with --resume continues at the last checkpoint"
+        raise KeyboardInterrupt(f"at frame {run.n_taken}; {left}") from None
 
 
 def check_frames(source: Path, n_frames: int, model: Model) -> None:
@@ -214,10 +227,10 @@ class VideoRun:
         return {
             "captioner": who.who,
             "policy": str(when.policy),
-            "latency": when.latency,
+            "latency": when.latency if when.clock == "frames" else None,
             "clock": when.clock,
             "weight": when.rule,
-            "note": who.note,
+            "note": who.note(self.model.perception.terms),
             **asdict(counts),
             "foreign": sum(map(mostly_foreign, captions)),
         }
@@ -287,16 +300,18 @@ def _means(row: FrameEvidence) -> str:
     """Words for the semantic evidence of a frame."""
     if row.caption_weight >= 0.5:
         return "what happens is described unlike normal life"
-    return "what happens looks like what would be described unlike normal life"
+    return "what is seen would be described unlike normal life"
 
 
 def lane_text(lane: Mapping[str, Any]) -> str:
     """One line on the captions, for people."""
     text = f"captions: {lane['captioner']}"
     if lane["asked"]:
-        text += f", {lane['policy']}: {lane['made']} made for {lane['offered']} frames"
+        plural = "" if lane["offered"] == 1 else "s"
+        text += f", {lane['policy']}: {lane['made']} made for {lane['offered']} frame{plural}"
         odd = {"dropped": "dropped", "cut": "cut at the most tokens", "empty": "empty"}
-        odd |= {"foreign": "in other than Latin letters", "restarts": "restarts of the captioner"}
+        odd |= {"foreign": "in other than Latin letters"}
+        odd |= {"restarts": "times the captioner was started again"}
         text += "".join(f", {lane[name]} {words}" for name, words in odd.items() if lane[name])
     return f"{text}; {lane['note']}" if lane["note"] else text
 

@@ -120,5 +120,5 @@ def trained_on_files(model: Model, origin: CaptionOrigin | None = None) -> Model
     return replace(
         model,
         bundle=replace(model.bundle, manifest=replace(manifest, semantics=semantics)),
-        captioning=replace(model.captioning, who="cached"),
+        captioning=replace(model.captioning, who="file"),
     )

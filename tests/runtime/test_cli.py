@@ -23,6 +23,7 @@ class Summary:
     """What a stand-in for score_video answers."""
 
     problem: str | None = None
+    n_resumed: int = 0
 
     def text(self) -> str:
         return "300 frames"

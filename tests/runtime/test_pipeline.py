@@ -93,7 +93,8 @@ def test_ctrl_c_and_resume_give_the_same_bytes(
     arguments += ["--threads", "1", "--no-report"]
     done = interrupted(0.0, 5, arguments, repository)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.splitlines()[-1] == "interrupted"
+    said = "the same command with --resume continues at the last checkpoint"
+    assert done.stderr.splitlines()[-1] == f"interrupted at frame 40; {said}"
     assert not out.exists()
 
     summary = score(video, walkway_bundle, out, resume=True)

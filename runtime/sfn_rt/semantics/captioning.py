@@ -1,7 +1,7 @@
 """Who describes the frames of a model's videos, and when: what was asked for against what there is.
 
     scene     what moves, told in words; at once
-    cached    captions from a file; at once
+    file      captions from a file; at once
     vlm       the bundle's vision-language model, in a process of its own
     student   nobody: the semantic term is what the student in the decoder expects
     none      the lane is off; there is no semantic term
@@ -10,7 +10,7 @@ Only captions like those that a model was trained on say anything about its sema
 explain events and do not count.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,8 @@ from sfn_rt.semantics.lane import LaneSettings, Policy, parse_policy
 from sfn_rt.semantics.levels import NormalLevels
 from sfn_rt.semantics.narrator import check_windows
 
-Who = Literal["scene", "cached", "vlm", "student", "none"]
+Who = Literal["scene", "file", "vlm", "student", "none"]
+QUEUE = 1  # captions that may wait: an older one would be stale before it is made
 VLM_LATENCY = 25  # frames, where nobody says: a second of most videos
 # What moves is soon another thing; what a VLM tells of a scene is taken to last for seconds.
 HALF_LIFE, VLM_HALF_LIFE = 8.0, 50.0  # frames
@@ -41,6 +42,7 @@ class Captioning:
     who: Who
     counts: bool  # whether the captions have a part in the semantic term
     student: bool  # whether the student has
+    as_trained: bool  # whether the model was trained on captions of this kind
     settings: LaneSettings
 
     @property
@@ -49,20 +51,23 @@ class Captioning:
         told = self.counts and self.settings.policy.kind != "off"
         return self.who != "none" and (told or self.student)
 
-    @property
-    def note(self) -> str | None:
-        """What a reader of the scores should know."""
+    def note(self, terms: Sequence[str]) -> str | None:
+        """What a reader of scores with these terms should know."""
+        scored = "semantic" in terms
         if self.who == "none":
             return "the lane is off: no captions, and no semantic term"
         if self.who == "student":
-            return "no captions are made: the semantic term is the student's estimate"
+            told = "the semantic term is the student's estimate" if scored else ""
+            return ": ".join(filter(None, ("no captions are made", told)))
+        if self.counts and self.who == "file" and not self.as_trained:
+            return (
+                "the model was not trained on captions from files: where they are worded otherwise "
+                "than its own, that alone looks abnormal"
+            )
         if self.counts:
             return None
-        rest = "is the student's estimate" if self.student else "is left out"
-        return (
-            f"the model was not trained on captions like these: they explain events, and the "
-            f"semantic term {rest}"
-        )
+        rest = ", and the semantic term is the student's estimate" if scored else ""
+        return f"the model was not trained on captions like these: they explain events{rest}"
 
 
 def decide(
@@ -83,15 +88,22 @@ def decide(
         observed=manifest.observed,
         stride=semantics.stride,
         latency=_latency(who, asked),
+        queue=QUEUE,
         half_life=VLM_HALF_LIFE if who == "vlm" else HALF_LIFE,
         clock=asked.clock,
     )
-    counts = {
+    as_trained = {
         "scene": semantics.captioner == "scene",
-        "cached": True,  # those that state another origin are refused when they are read
+        "file": semantics.captioner == "cached",  # of another origin are refused when read
         "vlm": manifest.vlm is not None and semantics.captions == manifest.vlm.origin,
     }.get(who, False)
-    return Captioning(who=who, counts=counts, student=student, settings=settings)
+    return Captioning(
+        who=who,
+        counts=as_trained or who == "file",  # who gives a file means it
+        student=student,
+        as_trained=as_trained,
+        settings=settings,
+    )
 
 
 @contextmanager
@@ -121,7 +133,7 @@ def captioned(
     if chosen.who == "scene":
         captioner = SceneCaptioner(perception.scene.attributes)
         yield replace(perception, captioner=captioner), chosen
-    elif chosen.who == "cached" and captions is not None and not captions.is_dir():
+    elif chosen.who == "file" and captions is not None and not captions.is_dir():
         cached = CachedCaptioner(captions)
         check_windows(cached, semantics.windows)
         yield replace(perception, captioner=cached), chosen
@@ -150,7 +162,7 @@ def _who(bundle: Bundle, captions: Path | None, asked: LaneOptions, student: boo
                 f"--captions and --captioner {asked.captioner} are two answers to who describes "
                 f"the video; leave one of them out"
             )
-        return "cached"
+        return "file"
     if asked.captioner == "vlm" and manifest.vlm is None:
         raise BundleError(
             f"{bundle.folder} holds no VLM; add one with `python -m sfn_export vlm WEIGHTS "
@@ -173,7 +185,7 @@ def _by_default(manifest: Manifest, semantics: Semantics, student: bool) -> Who:
         return "vlm"
     if student:
         return "student"
-    return "cached"  # which it will be told that it needs
+    return "file"  # which it will be told that it needs
 
 
 def _policy(who: Who, asked: Policy | None, semantics: Semantics) -> Policy:

@@ -99,14 +99,15 @@ def test_a_vlm_that_the_model_was_not_trained_on_only_explains(
     ) as m:
         assert chosen(m) == ("vlm", "every:9", VLM_LATENCY, False, False)
         assert m.captioning is not None
-        assert "explain events, and the semantic term is left out" in str(m.captioning.note)
+        note = m.captioning.note(m.perception.terms)
+        assert note == "the model was not trained on captions like these: they explain events"
 
 
 def test_a_model_trained_on_the_vlm_is_told_by_it(trained_on_vlm: Path) -> None:
     with open_model(trained_on_vlm, threads=1) as model:
         assert chosen(model) == ("vlm", "change", VLM_LATENCY, True, True)
         assert model.captioning is not None
-        assert model.captioning.note is None
+        assert model.captioning.note(model.perception.terms) is None
     with open_model(trained_on_vlm, threads=1, lane=LaneOptions(captioner="scene", policy="off")):
         pass  # off is off, whoever it is
 
@@ -142,6 +143,8 @@ def test_a_model_trained_on_files_asks_for_them(judged: Path, tmp_path: Path) ->
         ({"clock": "sundial"}, r"--lane-clock must be frames or seconds, got 'sundial'"),
         ({"clock": "seconds", "latency": 3}, r"leave one of the two options out"),
         ({"captioner": "student", "policy": "change"}, r"makes no captions, so it has no policy"),
+        ({"captioner": "student", "policy": "off"}, r"makes no captions, so it has no policy"),
+        ({"policy": "off", "latency": 3}, r"leave --lane-latency out"),
     ],
 )
 def test_what_cannot_be_is_refused(judged: Path, options: dict[str, object], words: str) -> None:
@@ -162,14 +165,27 @@ def test_a_file_and_a_captioner_are_two_answers(judged: Path, tmp_path: Path) ->
     ):
         pass
     with open_model(judged, threads=1, captions=file, lane=LaneOptions(policy="every:8")) as model:
-        assert chosen(model) == ("cached", "every:8", 0, True, True)
+        assert chosen(model) == ("file", "every:8", 0, True, True)
+        assert model.captioning is not None
+        note = model.captioning.note(model.perception.terms)
+        assert "where they are worded otherwise than its own, that alone looks abnormal" in str(
+            note
+        )
+
+
+def test_no_captions_no_semantic_term(judged: Path) -> None:
+    with (
+        pytest.raises(InputError, match="let the student tell it: --captioner student"),
+        open_model(judged, threads=1, terms=("semantic",), lane=LaneOptions(policy="off")),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("policy", ["change", "every:8", "suspicion", "off"])
 def test_a_bundle_of_an_earlier_training_says_how_to_mend_it(
     tiny_bundle: Path, policy: str
 ) -> None:
-    options = LaneOptions(policy=policy, latency=1)
+    options = LaneOptions(policy=policy, latency=None if policy == "off" else 1)
     with (
         pytest.raises(
             BundleError, match=r"lack what captions now and then .* sfn_train distil RUN"
