@@ -35,7 +35,7 @@ def test_a_long_answer_stays_whole() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        "The scene shows a path.\n\n- **Objects**: a bench, trees\n- **People**: one walks\tleft.\n",
+        "The scene shows a path.\n\n- **Objects**: a bench\n- **People**: one walks\tleft.\n",
         "Frame1: a man\r\nFrame2: the same man,\u00a0nearer",
         "été\u3000日本語 on a sign",
     ],
