@@ -8,7 +8,6 @@ routed differently, AUC.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from torch import nn
@@ -21,7 +20,7 @@ from sfn_export.parity import (
     count_rerouted,
     routing_changes,
 )
-from sfn_rt.backends.base import Array, Arrays, Backend
+from sfn_rt.backends.base import Array, Arrays, Backend, CheckedBackend
 from sfn_rt.datasets import Video, open_dataset
 from sfn_rt.frames import open_source
 from sfn_rt.metrics import roc_auc
@@ -73,7 +72,7 @@ class PathReport:
         return asdict(self)
 
 
-class Recorder:
+class Recorder(CheckedBackend):
     """A backend that keeps the routing of every clip it decodes."""
 
     def __init__(self, inner: Backend) -> None:
@@ -81,22 +80,13 @@ class Recorder:
         self.name, self.parts = inner.name, inner.parts
         self.routing: list[Array] = []  # (B, layers, tokens, K) each
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        return None
-
-    def infer(
-        self, part: str, feeds: Arrays, outputs: Sequence[str] | None = None
-    ) -> dict[str, Array]:
+    def compute(self, part: str, feeds: Arrays, names: Sequence[str]) -> Arrays:
         """As the inner backend, with the routing asked for beside what the caller wants."""
         if all(tensor.name != ROUTING for tensor in self.parts[part].outputs):
-            return self._inner.infer(part, feeds, outputs)
-        asked = None if outputs is None else [*outputs, ROUTING]
-        results = self._inner.infer(part, feeds, asked)
+            return self._inner.infer(part, feeds, names)
+        results = self._inner.infer(part, feeds, list({*names, ROUTING}))
         self.routing.append(results[ROUTING].astype(np.int16))
-        return {name: results[name] for name in outputs or results}
+        return results
 
 
 def check_path(
