@@ -311,8 +311,9 @@ def lane_text(lane: Mapping[str, Any]) -> str:
         text += f", {lane['policy']}: {lane['made']} made for {lane['offered']} frame{plural}"
         odd = {"dropped": "dropped", "cut": "cut at the most tokens", "empty": "empty"}
         odd |= {"foreign": "in other than Latin letters"}
-        odd |= {"restarts": "times the captioner was started again"}
         text += "".join(f", {lane[name]} {words}" for name, words in odd.items() if lane[name])
+        if restarts := lane["restarts"]:
+            text += f"; captioner started again {restarts} time{'' if restarts == 1 else 's'}"
     return f"{text}; {lane['note']}" if lane["note"] else text
 
 
