@@ -295,6 +295,8 @@ def dual_bundle(tmp_path_factory: pytest.TempPathFactory, walkway: Path) -> Path
                 false_alarms_per_hour=1.0, terms=("visual",),
             ),
             normal="normal.npz",
+            device={},
+            precisions={},
             provenance=Provenance(
                 data="walkway", n_videos=3, n_frames=300, seed=0, config_sha256="", licences={}
             ),

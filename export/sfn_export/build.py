@@ -8,13 +8,14 @@ from pathlib import Path
 
 from sfn_export.dispatch import FASTEST, Form
 from sfn_export.exceptions import ExportError
-from sfn_export.pack import bundle_folder, pack
+from sfn_export.pack import pack
 from sfn_export.parity import ParityReport, check_parts
 from sfn_export.path_parity import PathReport, check_path, clips_of
 from sfn_export.trace import specs_of, trace_part
 from sfn_rt.backends.base import PartSpec
 from sfn_rt.backends.ort import OrtBackend
 from sfn_rt.bundle import load_bundle, write_manifest
+from sfn_rt.bundle_folder import bundle_folder
 from sfn_rt.datasets import Video
 from sfn_train.checkpoint import Run, load_run
 from sfn_train.systems import open_backend

@@ -1,10 +1,8 @@
 """Puts graphs, tokenizer and statistics of normal footage into a bundle, whole or not at all."""
 
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,6 @@ from sfn_export.exceptions import ExportError
 from sfn_rt import __version__
 from sfn_rt.backends.base import PartSpec
 from sfn_rt.bundle import (
-    MANIFEST,
     SCHEMA_VERSION,
     CaptionOrigin,
     Manifest,
@@ -23,11 +20,9 @@ from sfn_rt.bundle import (
     TextSettings,
     write_manifest,
 )
-from sfn_rt.exceptions import OutputError
 from sfn_rt.normal import NormalFootage
 from sfn_rt.scores import EMA_ALPHA, TERMS
 from sfn_rt.semantics.text_encoder import load_tokenizer
-from sfn_rt.sinks.files import output_errors
 from sfn_train.checkpoint import NORMAL, Run
 from sfn_train.sources import tower_of
 from sfn_train.text import TextModel
@@ -37,36 +32,6 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 TRAINED = "trained by the bundle's maker; the training data's terms apply"
-
-
-@contextmanager
-def bundle_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to fill; it becomes `out` if the block ends well, else it is gone.
-
-    An earlier bundle in `out` is replaced; anything else there is refused.
-    """
-    final = Path(os.path.realpath(out))
-    if final.exists() and not final.is_dir():
-        raise OutputError(f"{out} is a file; --out names a folder")
-    if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
-        raise OutputError(f"{out} holds files that are not a bundle; choose another --out")
-    work = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    old = final.with_name(f".{final.name}.{os.getpid()}.old")
-    with output_errors(out):
-        work.mkdir(parents=True)
-    try:
-        with output_errors(out):
-            yield work
-            if final.exists():
-                final.rename(old)
-            work.rename(final)
-    except BaseException:
-        if old.exists() and not final.exists():
-            old.rename(final)
-        raise
-    finally:
-        for leftover in (work, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def pack(
@@ -111,6 +76,8 @@ def pack(
         visual=dict(_info(run, "visual")),
         score=score_settings(run),
         normal=NORMAL,
+        device={},
+        precisions={},
         provenance=Provenance(
             data=Path(str(_info(run, "data"))).name,  # not where it lay on this machine
             n_videos=_info(run, "n_videos"),

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from sfn_export.exceptions import ExportError
-from sfn_export.pack import bundle_folder, stated_licence
+from sfn_export.pack import stated_licence
 from sfn_export.trace import tower_graph, traced
 from sfn_export.vlm_changes import compare_variants, table
 from sfn_export.vlm_changes import to_json as changes_json
@@ -57,6 +57,7 @@ from sfn_rt.bundle import (
     load_bundle,
     write_manifest,
 )
+from sfn_rt.bundle_folder import bundle_folder
 from sfn_rt.preprocess import Preprocessing
 from sfn_rt.semantics import vlm as device
 from sfn_train.captions.vlm import FRAMES, QUESTION, Vlm, model_sha256, read_tile

@@ -24,9 +24,11 @@ from sfn_rt.options import TERMS
 from sfn_rt.preprocess import Preprocessing
 from sfn_rt.systems import System, check_parts
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 VLM_PARTS = ("vision", "projector", "language")
+DEVICE_PARTS = ("prepare", "difference", "measure")
+FULL = "fp32"  # the precision that every bundle has: the default of each part
 EXPORT_AGAIN = "export the model again with a matching sfn_export"
 
 Scalar = bool | int | float | str
@@ -50,6 +52,20 @@ class PartEntry:
     def spec(self) -> PartSpec:
         """What every variant takes and gives."""
         return PartSpec(self.inputs, self.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """A lower precision of the whole model that held its gate on normal footage; sfn_calib adds it.
+
+    The parts take and give the same float32 arrays: casts are inside their graphs.
+    """
+
+    parts: dict[str, str]  # every part of the model -> variant, a key of its files
+    recipe: str  # name; the report has all of it
+    gate: dict[str, float]  # what held: AUCs and their loss in points, correlations and shares
+    report: str  # file in the bundle: clips, recipe, SQNR by layer, gate, as JSON
+    picture: str  # file in the bundle: score against score, as PNG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +197,8 @@ class Manifest:
     visual: dict[str, Scalar]  # sfn_rt.prediction_error.VisualConfig
     score: ScoreSettings
     normal: str  # file with the statistics of normal footage
+    device: dict[str, PartEntry]  # graphs that keep a stream on a GPU, by DEVICE_PARTS
+    precisions: dict[str, Precision]  # below FULL, by name
     provenance: Provenance
     files: dict[str, str] = field(default_factory=dict)  # every other file -> its sha256
 
@@ -202,6 +220,10 @@ class Manifest:
                 raise ValueError(f"vlm must be null for {self.system}, which takes no captions")
             if "vision" not in {*self.vlm.parts, *self.parts}:
                 raise ValueError("vlm must have the part 'vision', as the model has none")
+        if unknown := sorted(self.device.keys() - set(DEVICE_PARTS)):
+            raise ValueError(f"device parts are {list(DEVICE_PARTS)}, got {unknown[0]!r} too")
+        for name, precision in self.precisions.items():
+            self._check_precision(name, precision)
         check_parts(
             self.system,
             {name: part.spec for name, part in self.parts.items()},
@@ -210,10 +232,27 @@ class Manifest:
             text_width=self.semantics.embedded_width if self.semantics else 0,
         )
 
+    def _check_precision(self, name: str, precision: Precision) -> None:
+        if name == FULL:
+            raise ValueError(f"precisions must not have {FULL!r}: it is every part's default")
+        if precision.parts.keys() != self.parts.keys():
+            raise ValueError(
+                f"precision {name!r} must name a variant of {sorted(self.parts)}, got "
+                f"{sorted(precision.parts)}"
+            )
+        for part, variant in precision.parts.items():
+            if variant not in (there := self.parts[part].files):
+                raise ValueError(
+                    f"precision {name!r} names the variant {variant!r} of {part}, which has "
+                    f"{sorted(there)}"
+                )
+
     @property
     def named_files(self) -> set[str]:
         """The files that the manifest gives a meaning; each must also be in `files`."""
-        named = {name for part in self.parts.values() for name in part.files.values()}
+        parts = (*self.parts.values(), *self.device.values())
+        named = {name for part in parts for name in part.files.values()}
+        named |= {file for p in self.precisions.values() for file in (p.report, p.picture)}
         text = self.semantics.text if self.semantics else None
         vlm = self.vlm.named_files if self.vlm else set()
         return named | vlm | {self.normal} | ({text.tokenizer} if text else set())
@@ -242,6 +281,30 @@ class Bundle:
                 f"{self.folder}: {part} has no variant {chosen!r}; it has {sorted(entry.files)}"
             )
         return self.path(entry.files[chosen])
+
+    def graphs(self, precision: str = FULL) -> dict[str, Path]:
+        """The model's ONNX files, part by part, at a precision."""
+        return {
+            part: self.graph(part, variant) for part, variant in self.variants(precision).items()
+        }
+
+    def variants(self, precision: str = FULL) -> dict[str, str]:
+        """Which variant of each part makes up a precision."""
+        manifest = self.manifest
+        if precision == FULL:
+            return {part: entry.default for part, entry in manifest.parts.items()}
+        if precision not in manifest.precisions:
+            raise BundleError(
+                f"{self.folder}: has no precision {precision!r}; it has "
+                f"{', '.join([FULL, *manifest.precisions])}; add it with "
+                f"`make calibrate BUNDLE={self.folder} DATA=... PRECISION={precision}`"
+            )
+        return dict(manifest.precisions[precision].parts)
+
+    def device_graphs(self) -> dict[str, Path]:
+        """The graphs that keep a stream on a GPU; none for a system that has no use for them."""
+        entries = self.manifest.device.items()
+        return {part: self.path(entry.files[entry.default]) for part, entry in entries}
 
     def normal(self) -> dict[str, Array]:
         """The statistics of normal footage."""

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from sfn_export.exceptions import ExportError
-from sfn_export.pack import bundle_folder, pack, stated_licence
+from sfn_export.pack import pack, stated_licence
 from sfn_rt.bundle import MANIFEST, load_bundle
+from sfn_rt.bundle_folder import bundle_folder
 from sfn_rt.exceptions import OutputError
 from sfn_train.checkpoint import Run, load_run
 

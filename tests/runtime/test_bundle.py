@@ -16,6 +16,7 @@ from sfn_rt.bundle import (
     SCHEMA_VERSION,
     Manifest,
     PartEntry,
+    Precision,
     Provenance,
     ScoreSettings,
     Semantics,
@@ -67,6 +68,8 @@ MADE = Manifest(
         ema_alpha=0.2, threshold=3.5, rule="r", false_alarms_per_hour=1.0, terms=("visual",)
     ),
     normal="normal.npz",
+    device={},
+    precisions={},
     provenance=Provenance(
         data="walkway", n_videos=2, n_frames=99, seed=0, config_sha256="ab", licences={"text": "x"}
     ),
@@ -138,10 +141,10 @@ def test_manifest_that_is_no_text(folder: Path) -> None:
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, 4, "3", True, None])
+@pytest.mark.parametrize("version", [0, 3, 5, "4", True, None])
 def test_unknown_schema_version(folder: Path, version: object) -> None:
     edit(folder, lambda raw: raw.update(schema_version=version, something_new=1))
-    with pytest.raises(BundleError, match=r"this runtime reads 3; export the model again"):
+    with pytest.raises(BundleError, match=r"this runtime reads 4; export the model again"):
         load_bundle(folder)
 
 
@@ -153,7 +156,7 @@ def test_a_bundle_of_the_first_schema_is_refused_with_the_way_out(
     with pytest.raises(BundleError) as refusal:
         load_bundle(tmp_path)
     assert str(refusal.value) == (
-        f"{tmp_path / MANIFEST}: schema_version is 1 (written by sfn 0.1.0), this runtime reads 3; "
+        f"{tmp_path / MANIFEST}: schema_version is 1 (written by sfn 0.1.0), this runtime reads 4; "
         f"export the model again with a matching sfn_export"
     )
 
@@ -370,3 +373,46 @@ def timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+LOWER = Precision(
+    parts={"appearance": "fp32", "decoder": "int8", "text": "fp32"},
+    recipe="int8", gate={"auc_loss": 0.1}, report="int8.json", picture="int8.png",
+)  # fmt: skip
+
+
+def lowered(precision: Precision = LOWER, name: str = "int8") -> Manifest:
+    decoder = MADE.parts["decoder"]
+    files = {**decoder.files, "int8": "decoder.int8.onnx"}
+    parts = {**MADE.parts, "decoder": replace(decoder, files=files)}
+    return replace(MADE, parts=parts, precisions={name: precision})
+
+
+def test_a_precision_is_a_variant_of_every_part(tmp_path: Path) -> None:
+    manifest = lowered()
+    for name in manifest.named_files:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name.encode())
+    write_manifest(tmp_path, manifest)
+    bundle = load_bundle(tmp_path)
+    assert bundle.graphs("int8")["decoder"] == tmp_path / "decoder.int8.onnx"
+    assert bundle.graphs("int8")["text"] == bundle.graphs()["text"]
+    with pytest.raises(BundleError, match=r"no precision 'fp8'; it has fp32, int8; .*make calib"):
+        bundle.graphs("fp8")
+    (tmp_path / "int8.png").unlink()
+    with pytest.raises(BundleError, match=r"int8\.png is missing"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "said"),
+    [
+        (LOWER, "fp32", "it is every part's default"),
+        (replace(LOWER, parts={"decoder": "int8"}), "int8", "must name a variant of"),
+        (replace(LOWER, parts={**LOWER.parts, "text": "fp8"}), "int8", "'fp8' of text, which has"),
+    ],
+)
+def test_precisions_must_fit_the_parts(precision: Precision, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        lowered(precision, name)

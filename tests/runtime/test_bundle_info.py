@@ -76,6 +76,8 @@ def bundle(tmp_path: Path) -> Path:
             terms=("visual", "semantic"),
         ),
         normal="normal.npz",
+        device={},
+        precisions={},
         provenance=Provenance(
             data="walkway",
             n_videos=16,
@@ -102,7 +104,7 @@ def test_tells_model_files_and_origin(bundle: Path) -> None:
 
 def test_tells_which_system_it_holds(bundle: Path) -> None:
     text = inspect_bundle(bundle).text()
-    assert "sfn-vad, profile edge, exported by sfn 0.1.0, schema 3" in text
+    assert "sfn-vad, profile edge, exported by sfn 0.1.0, schema 4" in text
     assert "scene, one for 8 frames, embedded by all-MiniLM-L6-v2 in 384 numbers" in text
 
 
