@@ -147,13 +147,13 @@ def _predict(model: Model, watch: "_Watch") -> Callable[[list[Frame]], None]:
             ]
         block = Looked(frames, pictures, scenes, {})
         with watch("encode"):
-            encoded = stream.encode(block)
+            seen = stream.encode(block)
         with watch("caption"):
-            held, _ = stream.describe(block, encoded)
+            held, _ = stream.describe(block, seen)
         with watch("predict"):
-            prediction, semantic = stream.decode(encoded, held)
+            errors, semantic = stream.decode(block, seen, held)
         with watch("score"):
-            visual = stream.measure(block, prediction)
+            visual = errors.visual if errors is not None else []
             for i, scene in enumerate(scenes[len(scenes) - len(held) :]):
                 evidence = {}
                 if visual:

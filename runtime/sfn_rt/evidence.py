@@ -31,18 +31,11 @@ from numpy.typing import NDArray
 
 from sfn_rt.attributes import AttributeModel
 from sfn_rt.backends.base import Array, Backend
-from sfn_rt.features import Encoded, Prediction, Predictor
 from sfn_rt.frames import Frame
+from sfn_rt.networks import Errors, HostNetworks, Networks, NetworkSettings, Seen
 from sfn_rt.normal import SceneModel
-from sfn_rt.prediction_error import (
-    Box,
-    VisualConfig,
-    VisualError,
-    absolute_error,
-    measure_error,
-    semantic_error,
-)
-from sfn_rt.preprocess import Preprocessing, preprocess
+from sfn_rt.prediction_error import Box, VisualConfig
+from sfn_rt.preprocess import Preprocessing
 from sfn_rt.scores import TERMS
 from sfn_rt.semantics.captioner import Captioner, Moment
 from sfn_rt.semantics.change import ChangeSignals
@@ -133,7 +126,7 @@ class Looked:
     """One block after the first stage."""
 
     frames: Sequence[Frame]
-    pictures: NDArray[np.float32]  # (b, 3, h, w)
+    pictures: Array  # what the networks take of them: (b, 3, h, w), or (b, H, W, 3) on a device
     scenes: Sequence[Scene]
     analyser: Mapping[str, Any]  # state of the scene analysis after this block; empty without
 
@@ -198,9 +191,8 @@ class EvidenceStream:
     def __init__(self, perception: Perception) -> None:
         self._p = p = perception
         self._analyser = SceneAnalyser(p.scene_config, p.scene.background)
-        self._predictor = Predictor(p.backend, p.observed)
         windows = p.windows or (p.observed,)
-        self._n_windows = len(windows)
+        self._networks = open_networks(p, len(windows))
         self._recent = Recent(p.observed, windows)
         worker = p.worker
         if worker is None and p.captioner is not None:
@@ -210,8 +202,8 @@ class EvidenceStream:
             settings = replace(settings, policy=Policy("off"))
         self._lane = Lane(settings, worker)
         self._change = ChangeSignals((p.visual.grid_height, p.visual.grid_width))
-        self._networks = bool({"visual", "semantic"} & set(p.terms))
-        fitting = p.levels is None and self._networks
+        self._predicts = bool({"visual", "semantic"} & set(p.terms))
+        fitting = p.levels is None and self._predicts
         self._measures_change = settings.policy.kind == "change" or fitting
         self._suspicious = False  # the newest frame that was scored
         self._correction, self._corrected_at = 0.0, -1  # by the caption asked for at that frame
@@ -223,7 +215,7 @@ class EvidenceStream:
 
     def look(self, frames: Sequence[Frame]) -> Looked:
         """First stage: may run ahead of `predict`, in another thread."""
-        pictures = np.stack([preprocess(f.image, self._p.preprocessing) for f in frames])
+        pictures = self._networks.look(frames)
         if (not self._p.needs_scenes and not self._p.looks_when_asked) or self._seldom(frames[0]):
             return Looked(frames, pictures, [empty_scene(frame) for frame in frames], {})
         scenes = [self._analyser.step(frame.image) for frame in frames]
@@ -231,10 +223,10 @@ class EvidenceStream:
 
     def predict(self, block: Looked) -> list[FrameEvidence]:
         """Second stage: the evidence of each frame of the block."""
-        encoded = self.encode(block)
-        held, signals = self.describe(block, encoded)
-        prediction, semantic = self.decode(encoded, held)
-        visual = self.measure(block, prediction)
+        seen = self.encode(block)
+        held, signals = self.describe(block, seen)
+        errors, semantic = self.decode(block, seen, held)
+        visual = errors.visual if errors is not None else []
         first = len(block.frames) - len(held)  # of the block's frames that is predicted
         rows = []
         for i, (frame, scene) in enumerate(zip(block.frames, block.scenes, strict=True)):
@@ -262,7 +254,7 @@ class EvidenceStream:
                     caption_age=held[n].age if held[n].captions else None,
                     caption_weight=self._weight(held[n]),
                     caption_cut=held[n].cut,
-                    signals=_with_distilled(signals[n], prediction, n) if signals else {},
+                    signals=_with_distilled(signals[n], errors, n) if signals else {},
                 )
             )
         if self._p.levels is not None and self._p.levels.suspicious is not None and visual:
@@ -279,7 +271,7 @@ class EvidenceStream:
         images, recent = self._recent.state()
         pending, lane = self._lane.state()
         reference, age = self._change.state()
-        arrays = {f"predictor/{k}": v for k, v in self._predictor.state().items()}
+        arrays = {f"predictor/{k}": v for k, v in self._networks.state().items()}
         arrays |= {f"recent/{k}": v for k, v in images.items()}
         arrays |= {f"change/{k}": v for k, v in reference.items()}
         for name in ("previous", "running"):
@@ -297,7 +289,7 @@ class EvidenceStream:
 
     def restore(self, arrays: Mapping[str, Array], plain: Mapping[str, Any]) -> None:
         """Continue where `state` was taken."""
-        self._predictor.restore(_under(arrays, "predictor/"))
+        self._networks.restore(_under(arrays, "predictor/"))
         self._analyser.restore(
             {
                 "previous": arrays.get("analyser/previous"),
@@ -311,23 +303,26 @@ class EvidenceStream:
         self._suspicious = plain["suspicious"]
         self._correction, self._corrected_at = plain["correction"]
 
-    def encode(self, block: Looked) -> Encoded | None:
+    def encode(self, block: Looked) -> Seen | None:
         """What `predict` begins with; None where nothing asks the networks."""
-        if self._measures_change or self._networks:
-            return self._predictor.encode(block.pictures)
-        return None
+        if not self._measures_change and not self._predicts:
+            return None
+        seen: Seen = self._networks.encode(
+            block.pictures, change=self._measures_change, hidden=self._p.worker is not None
+        )
+        return seen
 
     def describe(
-        self, block: Looked, encoded: Encoded | None
+        self, block: Looked, seen: Seen | None
     ) -> tuple[list[Held], list[dict[str, float]]]:
         """The caption that counts at each predicted frame, and the change before it."""
-        hidden = encoded.hidden if encoded is not None and self._p.worker is not None else None
+        hidden = seen.hidden if seen is not None and self._p.worker is not None else None
         predicted = self._recent.step(block.frames, block.scenes, hidden)
         signals: list[dict[str, float]] = []
         for i, (frame, moment) in enumerate(predicted):
-            if self._measures_change and encoded is not None:
-                tokens = None if encoded.tokens is None else encoded.tokens[i]
-                signals.append(self._change.measure(tokens, encoded.difference[i]))
+            if self._measures_change and seen is not None and seen.difference is not None:
+                tokens = None if seen.tokens is None else seen.tokens[i]
+                signals.append(self._change.measure(tokens, seen.difference[i]))
             if self._seldom(frame):
                 moment = partial(self._looked_at, moment)
             self._offer(frame, moment, signals[-1] if signals else {})
@@ -363,27 +358,22 @@ class EvidenceStream:
             self._change.renew()
 
     def decode(
-        self, encoded: Encoded | None, held: Sequence[Held]
-    ) -> tuple[Prediction | None, list[float] | None]:
-        """What the model expects, and the semantic evidence where that term is on."""
-        if encoded is None or not self._networks:
+        self, block: Looked, seen: Seen | None, held: Sequence[Held]
+    ) -> tuple[Errors | None, list[float] | None]:
+        """How wrong the model was, and the semantic evidence where that term is on."""
+        if seen is None or not self._predicts:
             return None, None
-        text = self._embed(held)
-        prediction = self._predictor.decode(encoded, text)
-        if prediction is None or "semantic" not in self._p.terms:
-            return prediction, None
-        assert prediction.semantic is not None
-        assert text is not None
-        errors = semantic_error(prediction.semantic, text, self._n_windows)  # (p,)
+        errors = self._networks.decode(seen, block.pictures, self._embed(held))
+        if errors is None or "semantic" not in self._p.terms:
+            return errors, None
+        assert errors.semantic is not None
         expected = self._p.levels.expected if self._p.levels is not None else None
         if expected is None:
-            return prediction, [float(error) for error in errors]
-        guesses = (
-            np.full(len(held), np.nan) if prediction.distilled is None else prediction.distilled
-        )
-        return prediction, [
+            return errors, [float(error) for error in errors.semantic]
+        guesses = np.full(len(held), np.nan) if errors.distilled is None else errors.distilled
+        return errors, [
             self._corrected(float(error), expected.of(float(guess)), caption)
-            for error, guess, caption in zip(errors, guesses, held, strict=True)
+            for error, guess, caption in zip(errors.semantic, guesses, held, strict=True)
         ]
 
     def _corrected(self, error: float, expected: float, held: Held) -> float:
@@ -396,13 +386,6 @@ class EvidenceStream:
         if weight == 1:
             return error
         return max(0.0, expected + weight * self._correction)
-
-    def measure(self, block: Looked, prediction: Prediction | None) -> list[VisualError]:
-        """How far the pictures are from those expected; empty without a picture branch."""
-        if prediction is None or prediction.next_frame is None:
-            return []
-        actual = block.pictures[-len(prediction.next_frame) :]  # (p, 3, h, w)
-        return measure_errors(absolute_error(prediction.next_frame, actual), self._p)
 
     def _embed(self, held: Sequence[Held]) -> Array | None:
         """(p, K S) of the captions that count, or of the usual one where none does."""
@@ -421,11 +404,14 @@ class EvidenceStream:
         return held.weight if self._p.counts else 0.0
 
 
-def measure_errors(errors: NDArray[np.float32], perception: Perception) -> list[VisualError]:
-    """Evidence, box and heat of each error map of a block (p, h, w), and a look at them first."""
-    if perception.on_error is not None:
-        perception.on_error(errors)
-    return [measure_error(error, perception.visual) for error in errors]
+def open_networks(perception: Perception, n_windows: int) -> Networks:
+    """The networks of one stream, where the backend computes."""
+    p = perception
+    settings = NetworkSettings(
+        observed=p.observed, preprocessing=p.preprocessing, visual=p.visual,
+        n_windows=n_windows, on_error=p.on_error,
+    )  # fmt: skip
+    return HostNetworks(p.backend, settings)
 
 
 def empty_scene(frame: Frame) -> Scene:
@@ -440,11 +426,11 @@ def unscored(index: int, time_s: float, scene: Scene) -> FrameEvidence:
 
 
 def _with_distilled(
-    signals: Mapping[str, float], prediction: Prediction | None, n: int
+    signals: Mapping[str, float], errors: Errors | None, n: int
 ) -> Mapping[str, float]:
-    if prediction is None or prediction.distilled is None:
+    if errors is None or errors.distilled is None:
         return signals
-    return {**signals, "distilled": float(prediction.distilled[n])}
+    return {**signals, "distilled": float(errors.distilled[n])}
 
 
 def _under(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:

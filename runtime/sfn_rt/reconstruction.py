@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfn_rt.backends.base import Array
-from sfn_rt.evidence import FrameEvidence, Looked, Perception, empty_scene, measure_errors, unscored
+from sfn_rt.evidence import FrameEvidence, Looked, Perception, empty_scene, unscored
 from sfn_rt.frames import Frame
+from sfn_rt.networks import NetworkSettings, measure_errors
 from sfn_rt.preprocess import preprocess
 from sfn_rt.semantics.scene import Scene
 
@@ -33,6 +34,10 @@ class ReconstructionStream:
     def __init__(self, perception: Perception) -> None:
         self._p = perception
         p = perception.preprocessing
+        self._settings = NetworkSettings(
+            observed=perception.observed, preprocessing=p, visual=perception.visual,
+            n_windows=0, on_error=perception.on_error,
+        )  # fmt: skip
         self._clip = np.empty((0, 3, p.height, p.width), np.float32)  # the last T - 1 frames
         self._late: list[Late] = []
 
@@ -94,7 +99,7 @@ class ReconstructionStream:
             return unscored(index, time_s, scene)
         feeds = {"clip": np.ascontiguousarray(clip[None])}  # (1, T, 3, h, w)
         squared = self._p.backend.infer("autoencoder", feeds, ["error"])["error"]  # (1, h, w)
-        (error,) = measure_errors(np.sqrt(squared), self._p)
+        (error,) = measure_errors(np.sqrt(squared), self._settings)
         return FrameEvidence(
             index, time_s, scene, {"visual": error.evidence}, None, error.box, error.heat
         )
