@@ -18,6 +18,7 @@ from typing import (
     Any,
     Literal,
     TypeAlias,
+    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -39,6 +40,7 @@ else:
     AnyModelConfig = object  # `model_class` decides; a system's code loads where it is used
 
 System = Literal["sfn-vad", "dual-memory"]
+T = TypeVar("T")
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -311,6 +313,13 @@ def _known(cls: type) -> dict[str, Any]:
     """Settings of a dataclass and their types."""
     hints = get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def build_settings(cls: type[T], raw: Any, source: str) -> T:
+    """An instance of the settings dataclass `cls` as strict as a Config, for other YAML files."""
+    settings = _build(cls, raw, source, "")
+    assert isinstance(settings, cls)
+    return settings
 
 
 def _build(
