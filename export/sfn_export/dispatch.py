@@ -43,14 +43,14 @@ class ExportedSFFM(nn.Module):
 
     def __init__(self, sffm: SFFM) -> None:
         super().__init__()
-        self.sffm = sffm
+        self.router, self.route = sffm.router, sffm.route  # named as in the trained model
         self.dim, self.rank = sffm.dim, sffm.rank
         self.n_filters, self.n_active = sffm.n_filters, sffm.n_active
         self.n_shared = sffm.n_shared
 
     def constant(self, name: str, value: Tensor) -> None:
         """Keep a tensor, folded in double precision, as the parameters' own dtype."""
-        dtype = self.sffm.down.dtype
+        dtype = self.router.weight.dtype
         self.register_buffer(name, value.detach().to(dtype).contiguous(), persistent=False)
 
 
@@ -77,7 +77,7 @@ class DispatchSFFM(ExportedSFFM):
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Return the filtered tokens (B, N, D) and the routing, as SFFM does."""
         tokens = x.flatten(0, 1)  # (M, D)
-        routing = self.sffm.route(tokens)
+        routing = self.route(tokens)
         source, filter_of_block, slot = self.assign(routing.chosen, routing.probability)
 
         x_hat = F.layer_norm(tokens, (self.dim,))  # (M, D)
@@ -144,7 +144,7 @@ class DenseSFFM(ExportedSFFM):
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Return the filtered tokens (B, N, D) and the routing, as SFFM does."""
         tokens = x.flatten(0, 1)  # (M, D)
-        routing = self.sffm.route(tokens)
+        routing = self.route(tokens)
         gates = torch.zeros_like(routing.probability).scatter(-1, routing.chosen, routing.gate)
         gates = gates.to(x.dtype)  # (M, E)
         x_hat = F.layer_norm(tokens, (self.dim,))

@@ -2,11 +2,17 @@
 
 A part's inputs, outputs and shapes are those that sfn_train.torch_backend declares, so graph and
 reference cannot drift apart.
+
+A node is called `<module>/<operator>_<n>`, the n-th of its kind in that module of the part, e.g.
+`mjad.filters.0.router/MatMul_0`: what a parser refuses, a calibration measures and an engine fuses
+then names its source by itself, and keeps its name when another module changes.
 """
 
+import ast
 import contextlib
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +38,12 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the newest that TensorRT always built; 23's Attention in fp32 does not
 # Of each dynamic axis the size to trace at (an axis of 1 would be taken for fixed), and its range.
-EXAMPLE = {"batch": 2, "tokens": 9, "sequence": 5, "past": 7}
-SMALLEST = {"batch": 1, "tokens": 2, "sequence": 1, "past": 0}
-LARGEST = {"batch": 1024, "tokens": 512, "sequence": 1 << 15, "past": 1 << 15}
+EXAMPLE = {"batch": 2, "tokens": 9, "sequence": 5, "past": 7, "height": 11, "width": 13}
+SMALLEST = {"batch": 1, "tokens": 2, "sequence": 1, "past": 0, "height": 1, "width": 1}
+LARGEST = {"batch": 1024, "tokens": 512} | dict.fromkeys(("sequence", "past"), 1 << 15)
+LARGEST |= dict.fromkeys(("height", "width"), 1 << 14)  # pixels of a frame
+SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: its modules from the outside in, and itself
+OUTSIDE = "part"  # what belongs to no module: axes that are looked up, outputs put together
 # Larger weights lie beside their graph: protobuf ends at 2 GiB, and a graph that holds its weights
 # is in memory twice while it loads, where a file beside it is mapped.
 INLINE_BYTES = 1 << 30
@@ -196,6 +205,7 @@ def export_onnx(module: nn.Module, spec: PartSpec, path: Path) -> None:
     if program is None:
         raise ExportError(f"{path}: torch.onnx.export returned no program")
     graph = _graph_of(program, path)
+    _name_nodes(graph, _wrapped(module))
     _anonymise(graph)
     _leave_unsorted(graph)
     _name_axes(graph, spec)
@@ -215,8 +225,8 @@ def check_graph(part: str, path: Path) -> PartSpec:
 
 def _example(tensor: TensorSpec) -> Tensor:
     shape = [EXAMPLE[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
-    if tensor.dtype == "int64":
-        return torch.ones(shape, dtype=torch.int64)
+    if tensor.dtype != "float32":
+        return torch.ones(shape, dtype=getattr(torch, tensor.dtype))
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -235,6 +245,24 @@ def _name_axes(graph: onnx.ModelProto, spec: PartSpec) -> None:
         for axis, name in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
             if axis.dim_param and isinstance(name, str):
                 axis.dim_param = name
+
+
+def _wrapped(module: nn.Module) -> str:
+    """The one child of a module that only hands through to it, which says nothing in a name."""
+    children = [name for name, _ in module.named_children()]
+    return children[0] if len(children) == 1 else ""
+
+
+def _name_nodes(graph: onnx.ModelProto, wrapped: str) -> None:
+    """Call every node what the module docstring says; the names are unique by their counting."""
+    count: Counter[str] = Counter()
+    for node in graph.graph.node:
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(SCOPES, "[]")
+        path = next(reversed(ast.literal_eval(scopes)[1:-1]), "")  # without root and node itself
+        module = path if path != wrapped else ""
+        kind = f"{module.removeprefix(f'{wrapped}.') or OUTSIDE}/{node.op_type}"
+        node.name = f"{kind}_{count[kind]}"
+        count[kind] += 1
 
 
 def _anonymise(graph: onnx.ModelProto) -> None:

@@ -26,6 +26,27 @@ def test_graph_is_canonical(tiny_bundle: Path, part: str, repository: Path) -> N
         assert trace.encode() not in content
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_nodes_are_named_after_their_modules(tiny_bundle: Path, part: str) -> None:
+    names = [node.name for node in onnx.load(tiny_bundle / f"{part}.onnx").graph.node]
+    assert len(set(names)) == len(names)
+    modules = {name.rpartition("/")[0] for name in names}
+    there = {
+        "appearance": {"vit.blocks.0.attention.qkv", "project"},
+        "motion": {"vit.blocks.0.attention.qkv", "vit.norm"},
+        "decoder": {"mjad.filters.0", "mjad.filters.1.router", "mjad.frame_head.refine.0"},
+        "text": {"part"},
+    }
+    assert there[part] <= modules
+    assert max(map(len, names)) < 80  # transformers nests deepest
+
+
+def test_modules_of_the_names_are_those_of_the_run(tiny_run: Path, tiny_bundle: Path) -> None:
+    known = {"part", *(name for name, _ in load_run(tiny_run).model.decoder.named_modules())}
+    graph = onnx.load(tiny_bundle / "decoder.onnx").graph
+    assert {node.name.rpartition("/")[0] for node in graph.node} <= known
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_batch_is_dynamic(tiny_bundle: Path, batch: int) -> None:
     with OrtBackend({"motion": tiny_bundle / "motion.onnx"}, threads=1) as backend:
