@@ -14,6 +14,7 @@ DTYPES = {
     "tensor(float16)": "float16",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
 }
 
 
