@@ -70,7 +70,9 @@ class BenchResult:
 
 def bench(video: Path, bundle: Path, options: BenchOptions) -> BenchResult:
     """Time `options.frames` frames of `video`, after a warm-up; a short video starts over."""
-    with open_model(bundle, threads=options.threads, lane=options.lane) as model:
+    with open_model(
+        bundle, threads=options.threads, lane=options.lane, backend=options.backend
+    ) as model:
         fps, blocks = _end_to_end(video, model, options)
         stages = _stages(video, model, options)
         machine = {
@@ -78,7 +80,7 @@ def bench(video: Path, bundle: Path, options: BenchOptions) -> BenchResult:
             "python": platform.python_version(),
             "backend": model.perception.backend.name,
             "threads": options.threads or "library's choice of",
-            "precision": "fp32",
+            "precision": model.computed.precision,
             "captions": _captions(model),
             "block": BLOCK,
         }

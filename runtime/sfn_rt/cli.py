@@ -112,6 +112,20 @@ ClockOption = Annotated[
 ]
 
 
+BackendOption = Annotated[
+    str,
+    typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx; the last two run `sfn-rt build`'s."),
+]
+PrecisionOption = Annotated[
+    str, typer.Option(help="fp32, or one that the bundle was calibrated for.")
+]
+EnginesOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of built engines; else $SFN_ENGINES, else the user's cache."),
+]
+DeviceOption = Annotated[int, typer.Option(help="Which of several GPUs.")]
+
+
 def print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"sfn-rt {__version__}")
@@ -148,6 +162,10 @@ def score(
     lane_clock: ClockOption = "frames",
     terms: TermsOption = None,
     fps: FpsOption = None,
+    backend: BackendOption = "cpu",
+    precision: PrecisionOption = "fp32",
+    engines: EnginesOption = None,
+    device: DeviceOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Score VIDEO: scores, events, curve, heat map, report."""
@@ -163,6 +181,7 @@ def score(
         terms=parse_terms(terms),
         fps=fps,
         lane=lane_options(captioner, lane, lane_latency, lane_clock),
+        backend=backend_options(backend, precision, engines, device),
     )
     chosen = choose_bundle(bundle)
     from sfn_rt.pipeline import score_video  # imported late: `--help` loads no backend
@@ -194,6 +213,10 @@ def evaluate(
     lane_latency: LatencyOption = None,
     terms: TermsOption = None,
     fps: FpsOption = None,
+    backend: BackendOption = "cpu",
+    precision: PrecisionOption = "fp32",
+    engines: EnginesOption = None,
+    device: DeviceOption = 0,
     labels: Annotated[
         str | None,
         typer.Option(help="masks, frames or a label file's name, where DATA has several."),
@@ -212,6 +235,7 @@ def evaluate(
         fps=fps,
         labels=labels,
         lane=lane_options(captioner, lane, lane_latency),
+        backend=backend_options(backend, precision, engines, device),
     )
     chosen = choose_bundle(bundle)
     from sfn_rt.evaluate import evaluate_dataset
@@ -230,6 +254,10 @@ def bench(
     captioner: CaptionerOption = None,
     lane: LaneOption = None,
     lane_latency: LatencyOption = None,
+    backend: BackendOption = "cpu",
+    precision: PrecisionOption = "fp32",
+    engines: EnginesOption = None,
+    device: DeviceOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure frames/s, end to end and by stage; JSON last."""
@@ -240,6 +268,7 @@ def bench(
         frames=frames,
         warmup=warmup,
         lane=lane_options(captioner, lane, lane_latency),
+        backend=backend_options(backend, precision, engines, device),
     )
     chosen = choose_bundle(bundle)
     from sfn_rt.bench import bench as measure
@@ -287,6 +316,18 @@ def lane_options(
         policy=policy,
         latency=latency,
         clock=clock,  # type: ignore[arg-type]
+    )
+
+
+def backend_options(name: str, precision: str, engines: Path | None, device: int) -> Any:
+    """The four options as one; what they may be is the dataclass's to say."""
+    from sfn_rt.options import BackendOptions
+
+    return BackendOptions(
+        name=name,  # type: ignore[arg-type]
+        precision=precision,
+        engines=engines,
+        device=device,
     )
 
 

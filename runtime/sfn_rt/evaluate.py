@@ -71,7 +71,7 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
     with ExitStack() as stack:
         opened = open_model(
             bundle, threads=options.threads, terms=options.terms, captions=options.captions,
-            lane=options.lane,
+            lane=options.lane, backend=options.backend,
         )  # fmt: skip
         model = stack.enter_context(opened)
         folder = stack.enter_context(OutputFolder(options.out, overwrite=options.force))

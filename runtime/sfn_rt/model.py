@@ -3,15 +3,16 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sfn_rt.backends.choose import open_backend
 from sfn_rt.bundle import MANIFEST, Bundle, Semantics, load_bundle
 from sfn_rt.evidence import Perception
 from sfn_rt.exceptions import BundleError, InputError
 from sfn_rt.normal import NormalFootage
-from sfn_rt.options import LaneOptions
+from sfn_rt.options import BackendOptions, LaneOptions
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.scores import Tail
 from sfn_rt.semantics.cached import CachedCaptioner, CaptionFile, Part, find_captions
@@ -33,6 +34,7 @@ class Model:
     tails: dict[str, Tail]  # of the terms that are on
     threshold: Threshold  # for the terms that are on
     captioning: Captioning | None  # None: a system that takes no captions
+    computed: BackendOptions = field(default_factory=BackendOptions)  # by what, how precisely
 
     @property
     def alpha(self) -> float:
@@ -48,17 +50,17 @@ def open_model(
     terms: tuple[str, ...] | None = None,
     captions: Path | None = None,
     lane: LaneOptions | None = None,
+    backend: BackendOptions | None = None,
 ) -> Iterator[Model]:
-    """Load a bundle with the CPU backend; what is given replaces what it would do."""
-    from sfn_rt.backends.ort import OrtBackend
-
+    """Load a bundle, on the CPU in fp32; what is given replaces what it would do."""
     bundle = load_bundle(path)
     manifest = bundle.manifest
     normal = NormalFootage.from_arrays(bundle.normal())
     with ExitStack() as stack:
-        backend = stack.enter_context(OrtBackend.from_bundle(bundle, threads=threads))
+        computed = backend or BackendOptions()
+        opened = open_backend(bundle, computed, threads=threads)
         perception = Perception(
-            backend=backend,
+            backend=stack.enter_context(opened),
             system=manifest.system,
             observed=manifest.observed,
             lag=manifest.lag,
@@ -86,7 +88,7 @@ def open_model(
         sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         tails = {term: normal.tails[term] for term in chosen}
         threshold = normal.thresholds[chosen]
-        yield Model(bundle, sha256, perception, normal, tails, threshold, captioning)
+        yield Model(bundle, sha256, perception, normal, tails, threshold, captioning, computed)
 
 
 def _with_semantics(perception: Perception, bundle: Bundle, semantics: Semantics) -> Perception:

@@ -12,7 +12,42 @@ from sfn_rt.exceptions import InputError
 from sfn_rt.scores import TERMS as TERMS  # also what a bundle may name
 
 CaptionerName = Literal["scene", "vlm", "student"]
+BackendName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Clock = Literal["frames", "seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """What computes, in which precision; sfn_rt/backends/choose.py opens it. Never a fall-back."""
+
+    name: BackendName = "cpu"  # cpu and cuda: ONNX Runtime; the others run engines of their own
+    precision: str = "fp32"  # or one that the bundle was calibrated for
+    engines: Path | None = (
+        None  # folder of built engines; None: $SFN_ENGINES, else the user's cache
+    )
+    device: int = 0  # of several GPUs
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(BackendName):
+            raise InputError(
+                f"--backend must be one of {', '.join(get_args(BackendName))}, got {self.name!r}"
+            )
+        if self.engines is not None and not self.name.startswith("tensorrt"):
+            raise InputError(
+                f"--engines is for --backend tensorrt and tensorrt-rtx; {self.name} builds none"
+            )
+        if self.device < 0:
+            raise InputError(f"--device must be 0 or more, got {self.device}")
+        if self.device and self.name == "cpu":
+            raise InputError("--device chooses a GPU; leave it out with --backend cpu")
+
+    def text(self) -> str:
+        """For people."""
+        return f"on {self.name} in {self.precision}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {"name": self.name, "precision": self.precision, "device": self.device}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +99,7 @@ class ScoreOptions:
     terms: tuple[str, ...] | None = None  # None: all that the bundle carries
     fps: float | None = None  # where the video does not state it
     lane: LaneOptions = field(default_factory=LaneOptions)
+    backend: BackendOptions = field(default_factory=BackendOptions)
     progress: bool = True  # on a terminal only
 
     def __post_init__(self) -> None:
@@ -89,6 +125,7 @@ class EvalOptions:
     fps: float | None = None
     labels: str | None = None  # "masks", "frames" or a label file's name; None: datasets' rule
     lane: LaneOptions = field(default_factory=LaneOptions)
+    backend: BackendOptions = field(default_factory=BackendOptions)
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -105,6 +142,7 @@ class BenchOptions:
     frames: int = 500  # measured, after the warm-up; a shorter video is measured whole
     warmup: int = 20
     lane: LaneOptions = field(default_factory=LaneOptions)
+    backend: BackendOptions = field(default_factory=BackendOptions)
 
     def __post_init__(self) -> None:
         check_threads(self.threads)

@@ -87,7 +87,7 @@ def score_video(source: Path, bundle: Path, options: ScoreOptions) -> ScoreSumma
     with ExitStack() as stack:
         opened = open_model(
             bundle, threads=options.threads, terms=options.terms, captions=options.captions,
-            lane=options.lane,
+            lane=options.lane, backend=options.backend,
         )  # fmt: skip
         model = stack.enter_context(opened)
         video = stack.enter_context(open_source(source, fps=options.fps))
@@ -348,6 +348,7 @@ def write_results(
         "bundle": str(model.bundle.folder),
         "sha": model.sha256,
         "terms": ", ".join(model.perception.terms),
+        "computed": model.computed.text(),
         "captions": "none" if lane is None else str(lane["captioner"]),
         "paper score": f"constants {name}: {constants.text()}",
         "trained on": manifest.provenance.data,
@@ -425,6 +426,7 @@ def _identity(source: Path, name: str, model: Model, options: ScoreOptions) -> d
         "--captions": captions,
         "--fps": options.fps,
         "lane": options.lane.to_json(),
+        "backend": options.backend.to_json(),
         "--threads": options.threads,
     }
 

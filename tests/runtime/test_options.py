@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sfn_rt.exceptions import InputError
-from sfn_rt.options import BenchOptions, EvalOptions, ScoreOptions, parse_terms
+from sfn_rt.options import BackendOptions, BenchOptions, EvalOptions, ScoreOptions, parse_terms
 
 
 def test_terms_are_put_in_order() -> None:
@@ -37,3 +37,17 @@ def test_evaluation_and_bench_check_too() -> None:
         EvalOptions(out=Path("out"), threads=-2)
     with pytest.raises(InputError, match="--frames"):
         BenchOptions(frames=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "gpu"}, "one of cpu, cuda, tensorrt, tensorrt-rtx, got 'gpu'"),
+        ({"name": "cuda", "engines": Path("e")}, "--engines is for --backend tensorrt"),
+        ({"name": "cuda", "device": -1}, "--device must be 0 or more"),
+        ({"device": 1}, "leave it out with --backend cpu"),
+    ],
+)
+def test_a_backend_that_is_none(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BackendOptions(**settings)
