@@ -7,6 +7,12 @@ OUT    ?=
 VIDEO  ?=
 TABLE  ?=
 BUNDLE ?=
+ENGINE ?=
+PRECISION ?=
+SPLIT  ?=
+PYTHON_VERSION ?=
+EXTRAS ?=
+WHEELHOUSE ?=
 ARGS   ?=
 
 PYTHON ?= python3
@@ -18,14 +24,14 @@ STAMP  := .venv/.stamp
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train export eval ablate test check bench clean
+.PHONY: help demo train export calibrate eval ablate test check bench wheelhouse gpu-check clean
 .DELETE_ON_ERROR:
 
 help:  ## this text
 	@echo "usage: make TARGET [VARIABLE=value ...]"
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-	  | while IFS='|' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	  | while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo "ARGS is passed on, as in: make train DATA=videos ARGS=--resume"
 
@@ -36,9 +42,15 @@ train: $(STAMP)  ## DATA=folder [CONFIG=edge] [RUN=runs/edge]: a run folder
 	$(call need,DATA,a folder of normal videos)
 	$(PY) -m sfn_train train "$(DATA)" --config "$(CONFIG)" --out "$(or $(RUN),runs/$(CONFIG))" $(ARGS)
 
-export: $(STAMP)  ## RUN=folder [OUT=bundle]: ONNX graphs, parity checked, in a bundle
+export: $(STAMP)  ## RUN=folder [OUT=bundle] [ENGINE=1]: ONNX graphs, parity checked, in a bundle
 	$(call need,RUN,a run folder that make train wrote)
 	$(PY) -m sfn_export bundle "$(RUN)" --out "$(or $(OUT),bundle)" $(ARGS)
+	$(if $(ENGINE),$(PY) -m sfn_export engine "$(or $(OUT),bundle)" --run "$(RUN)")
+
+calibrate: $(STAMP)  ## DATA=folder [BUNDLE=bundle] [PRECISION=int8]: a lower precision, gated in AUC
+	$(call need,DATA,the folder of normal videos that the model was trained on)
+	$(PY) -m sfn_calib "$(or $(BUNDLE),bundle)" --data "$(DATA)" \
+	  --precision "$(or $(PRECISION),int8)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 eval: $(STAMP)  ## DATA=folder [BUNDLE=bundle] [OUT=folder]: AUC and the rest
 	$(call need,DATA,a folder with test videos and labels)
@@ -62,6 +74,14 @@ check: $(STAMP)  ## lint, format, types, import directions, installed versions
 bench: $(STAMP)  ## VIDEO=file [BUNDLE=bundle]: frames/s, end to end and by stage
 	$(call need,VIDEO,a video file or a folder of frames)
 	$(SFN_RT) bench "$(VIDEO)" $(if $(BUNDLE),--bundle "$(BUNDLE)") $(ARGS)
+
+wheelhouse: $(STAMP)  ## [SPLIT=60M] [PYTHON_VERSION=3.12] [EXTRAS=gpu,rtx]: what a GPU machine needs
+	$(PY) scripts/wheelhouse.py $(if $(OUT),--out "$(OUT)") $(if $(SPLIT),--split "$(SPLIT)") \
+	  $(if $(PYTHON_VERSION),--python-version "$(PYTHON_VERSION)") \
+	  $(if $(EXTRAS),--extras "$(EXTRAS)") $(if $(BUNDLE),--bundle "$(BUNDLE)") $(ARGS)
+
+gpu-check:  ## [WHEELHOUSE=folder]: build, test and measure on this machine's GPU
+	$(PYTHON) scripts/gpu_check.py $(if $(WHEELHOUSE),--wheelhouse "$(WHEELHOUSE)") $(ARGS)
 
 clean:  ## remove the environment, the demo and the tools' caches; runs and bundles stay
 	rm -rf .venv demo dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -37,13 +37,19 @@ def test_help_is_the_default_and_lists_every_target(repository: Path, makefile: 
     (line,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     done = make(repository)
     assert done.returncode == 0, done.stderr
-    listed = re.findall(r"^  (\w+) ", done.stdout, re.MULTILINE)
+    listed = re.findall(r"^  ([\w-]+) ", done.stdout, re.MULTILINE)
     assert listed == line.split()
 
 
 @pytest.mark.parametrize(
     ("target", "variable"),
-    [("train", "DATA"), ("export", "RUN"), ("eval", "DATA"), ("bench", "VIDEO")],
+    [
+        ("train", "DATA"),
+        ("export", "RUN"),
+        ("calibrate", "DATA"),
+        ("eval", "DATA"),
+        ("bench", "VIDEO"),
+    ],
 )
 def test_a_target_says_which_variable_it_lacks(
     repository: Path, target: str, variable: str
