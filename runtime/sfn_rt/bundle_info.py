@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sfn_rt.backends.base import TensorSpec
-from sfn_rt.bundle import MANIFEST, Bundle, PartEntry, load_bundle
+from sfn_rt.bundle import FULL, MANIFEST, Bundle, PartEntry, load_bundle
 from sfn_rt.printable import printable
 
 LABEL = 16  # characters before a value
@@ -48,6 +48,7 @@ class BundleInfo:
                 f"{origin.data}: {origin.n_videos} videos, {origin.n_frames} frames, "
                 f"seed {origin.seed}, configuration {origin.config_sha256[:12]}",
             ),
+            row("precisions", self.precisions()),
             *(row("licence", f"{part}: {name}") for part, name in origin.licences.items()),
             "",
         ]
@@ -56,7 +57,17 @@ class BundleInfo:
         if manifest.vlm is not None:
             for name, part in manifest.vlm.parts.items():
                 lines += self.part(f"vlm {name}", part)
+        for name, part in manifest.device.items():
+            lines += self.part(f"dev {name}", part)
         return "\n".join(lines)
+
+    def precisions(self) -> str:
+        """What the model can run in, and what each cost where it was calibrated."""
+        lower = [
+            f"{name} ({', '.join(f'{figure} {value:.4g}' for figure, value in p.gate.items())})"
+            for name, p in self.bundle.manifest.precisions.items()
+        ]
+        return ", ".join([FULL, *lower])
 
     def clips(self) -> str:
         manifest = self.bundle.manifest

@@ -10,6 +10,7 @@ from sfn_rt.bundle import (
     SCHEMA_VERSION,
     Manifest,
     PartEntry,
+    Precision,
     Provenance,
     ScoreSettings,
     Semantics,
@@ -173,3 +174,20 @@ def test_tells_of_a_vlm_and_whether_it_counts(vlm_bundle: Path) -> None:
     assert "its captions only explain; 4 frames of 56 x 56, at most" in text
     assert "vlm language" in text
     assert "past_key_values.0.key float32[batch, 2, past, 12]" in text
+
+
+def test_tells_of_precisions_and_what_they_cost(bundle: Path) -> None:
+    manifest = inspect_bundle(bundle).bundle.manifest
+    assert "precisions      fp32\n" in inspect_bundle(bundle).text()
+    for name in ("dense.json", "dense.png"):
+        (bundle / name).write_bytes(b"{}")
+    lower = Precision(
+        parts={"appearance": "fp32", "decoder": "dense", "text": "fp32"},
+        recipe="dense", gate={"auc": 90.125, "rerouted": 0.0625},
+        report="dense.json", picture="dense.png",
+    )  # fmt: skip
+    device = {"difference": part("decoder.onnx")}
+    write_manifest(bundle, replace(manifest, precisions={"d": lower}, device=device, files={}))
+    text = inspect_bundle(bundle).text()
+    assert "precisions      fp32, d (auc 90.12, rerouted 0.0625)" in text
+    assert "dev difference  fp32 decoder.onnx" in text
