@@ -12,16 +12,17 @@ from sfn_rt.sinks.files import output_errors
 
 
 @contextmanager
-def bundle_folder(out: Path) -> Iterator[Path]:
+def bundle_folder(out: Path, marker: str = MANIFEST, what: str = "a bundle") -> Iterator[Path]:
     """A folder beside `out` to fill; it becomes `out` if the block ends well, else it is gone.
 
-    An earlier bundle in `out` is replaced; anything else there is refused.
+    An earlier folder of its kind, which has the file `marker`, is replaced; anything else in `out`
+    is refused.
     """
     final = Path(os.path.realpath(out))
     if final.exists() and not final.is_dir():
         raise OutputError(f"{out} is a file; --out names a folder")
-    if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
-        raise OutputError(f"{out} holds files that are not a bundle; choose another --out")
+    if final.is_dir() and any(final.iterdir()) and not (final / marker).is_file():
+        raise OutputError(f"{out} holds files that are not {what}; choose another --out")
     work = final.with_name(f".{final.name}.{os.getpid()}.partial")
     old = final.with_name(f".{final.name}.{os.getpid()}.old")
     with output_errors(out):
