@@ -66,7 +66,19 @@ def preprocess(image: NDArray[np.uint8], spec: Preprocessing) -> FloatArray:
     return out
 
 
-def _resize_area(image: NDArray[np.uint8], height: int, width: int) -> FloatArray:
+@lru_cache(maxsize=32)
+def resize_matrix(n_in: int, n_out: int, resize: Literal["area", "bicubic"]) -> FloatArray:
+    """What `preprocess` does along one axis of n_in pixels, as a matrix (n_out, n_in).
+
+    A frame (H, W) becomes rows @ frame @ columns.T: so a GPU resizes by two products.
+    """
+    each = np.eye(n_in, dtype=np.float32)  # a picture for each pixel, where it alone is 1
+    resized = _resize_area(each, n_out, n_in) if resize == "area" else _filter_rows(each, n_out)
+    resized.setflags(write=False)  # kept for the next caller
+    return resized
+
+
+def _resize_area(image: NDArray[np.uint8] | FloatArray, height: int, width: int) -> FloatArray:
     # Shrink first: INTER_AREA means something else to OpenCV once either axis grows.
     small = (min(width, image.shape[1]), min(height, image.shape[0]))
     resized = image.astype(np.float32)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sfn_rt.exceptions import InputError
-from sfn_rt.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocess
+from sfn_rt.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocess, resize_matrix
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 SHAPES = [
@@ -101,6 +101,30 @@ def test_the_papers_input_equals_pils_within_1e_5(height, width):
         resized = np.asarray(plane.resize((448, 448), Image.Resampling.BICUBIC), dtype=np.float64)
         expected = (resized / 255 - mean) / std
         np.testing.assert_allclose(actual[channel], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("resize", ["area", "bicubic"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        *SHAPES,
+        pytest.param((240, 360), (160, 240), id="edge"),  # Ped2 into `edge`
+        pytest.param((1000, 1001), (999, 1000), id="slivers"),
+        pytest.param((5, 4096), (7, 4095), id="long"),
+        pytest.param((1, 1), (3, 2), id="pixel"),
+    ],
+)
+def test_the_matrices_of_a_resize_are_what_preprocess_does(source, target, resize):
+    image = noise(*source)
+    spec = Preprocessing(height=target[0], width=target[1], resize=resize)
+    rows = resize_matrix(source[0], target[0], resize)
+    columns = resize_matrix(source[1], target[1], resize)
+    planes = image.transpose(2, 0, 1).astype(np.float32)  # (3, H, W)
+    resized = rows @ planes @ columns.T  # (3, h, w)
+    mean, std = (np.array(x, np.float32)[:, None, None] for x in (spec.mean, spec.std))
+    np.testing.assert_allclose(
+        (resized / 255 - mean) / std, preprocess(image, spec), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("resize", ["area", "bicubic"])
