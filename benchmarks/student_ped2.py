@@ -107,7 +107,7 @@ def baseline_auc(
             "paper": [paper_scores({"visual": x}, alone) for x in cut],
             "causal": [moving_average(x) for x in cut],
         }
-        labels = np.concatenate([_labels(v)[-n:] for v, n in zip(videos, lengths, strict=True)])
+        labels = np.concatenate([labels_of(v)[-n:] for v, n in zip(videos, lengths, strict=True)])
         found[name] = {k: 100 * roc_auc(np.concatenate(s), labels) for k, s in scores.items()}
     return found
 
@@ -129,7 +129,7 @@ def run(bundle: Path, data: Path, threads: int | None) -> dict[str, object]:
         {**c, "student": np.array([expected.of(float(x)) for x in c[DISTILLED]])} for c in found
     ]
     lengths = [len(c[DISTILLED]) for c in columns]
-    truth = [_labels(v)[-n:] for v, n in zip(videos, lengths, strict=True)]
+    truth = [labels_of(v)[-n:] for v, n in zip(videos, lengths, strict=True)]
     whole = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
     labels = np.concatenate(truth)
     together = {
@@ -169,7 +169,7 @@ def run(bundle: Path, data: Path, threads: int | None) -> dict[str, object]:
     }
 
 
-def _labels(video: Video) -> NDArray[np.bool_]:
+def labels_of(video: Video) -> NDArray[np.bool_]:
     assert video.labels is not None, "only labelled videos are measured"
     return np.asarray(video.labels > 0)
 

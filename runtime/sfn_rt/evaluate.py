@@ -21,7 +21,7 @@ from sfn_rt.exceptions import DataError, VideoError
 from sfn_rt.frames import open_source
 from sfn_rt.metrics import BoxHits, PixelAuroc, localisation, peak_box_hits
 from sfn_rt.model import Model, open_model, with_captions
-from sfn_rt.options import EvalOptions
+from sfn_rt.options import BackendOptions, EvalOptions
 from sfn_rt.pipeline import VideoRun, check_frames, lane_text
 from sfn_rt.plots import Panel, RocCurve, Series, label_spans, line_chart, roc_chart
 from sfn_rt.progress import Progress
@@ -87,6 +87,8 @@ def evaluate_dataset(data: Path, bundle: Path, options: EvalOptions) -> Evaluati
             notes.append("no normal videos beside the test videos: blob baselines are left out")
         if lane is not None:
             notes.append(lane_text(lane))
+        if model.computed != BackendOptions():
+            notes.append(f"computed {model.computed.text()}")
         if lag := model.perception.lag:
             notes.append(f"the evidence of a frame sees the {lag} after it, so scores come late")
         result = evaluate(
