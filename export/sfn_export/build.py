@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfn_export.device_graphs import trace_device
+from sfn_export.device_parity import HostFunctions, check_device
 from sfn_export.dispatch import FASTEST, Form
 from sfn_export.exceptions import ExportError
 from sfn_export.pack import pack
@@ -17,6 +19,7 @@ from sfn_rt.backends.ort import OrtBackend
 from sfn_rt.bundle import load_bundle, write_manifest
 from sfn_rt.bundle_folder import bundle_folder
 from sfn_rt.datasets import Video
+from sfn_rt.prediction_error import VisualConfig
 from sfn_train.checkpoint import Run, load_run
 from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
@@ -59,8 +62,12 @@ def build_bundle(path: Path, out: Path, options: ExportOptions, say: Say) -> Exp
     with bundle_folder(out) as folder:
         specs = trace(run, text, folder, options.form, say)
         parts = compare_parts(run, text, folder, specs, options.threads)
+        device, extra = device_graphs(run, folder, specs, options.threads)
+        parts = ParityReport(
+            differences=parts.differences + extra.differences, rerouted=parts.rerouted
+        )
         say(parts.text())
-        manifest = pack(folder, run, text, specs)
+        manifest = pack(folder, run, text, specs, device)
         whole = None
         if videos:
             whole = check_path(
@@ -87,6 +94,19 @@ def trace(
         specs[part] = trace_part(part, run.model, text, folder / f"{part}.onnx", form=form)
         say(f"traced {part} in {time.perf_counter() - start:.1f} s")
     return specs
+
+
+def device_graphs(
+    run: Run, folder: Path, specs: dict[str, PartSpec], threads: int | None
+) -> tuple[dict[str, PartSpec], ParityReport]:
+    """Write the graphs that keep a stream on a device, each equal to the host's functions."""
+    if run.config.system != "sfn-vad":
+        return {}, ParityReport(differences=(), rerouted=())
+    preprocessing, windows = run.config.preprocessing, run.config.sfn.n_windows
+    visual = VisualConfig(**run.info["visual"])
+    device = trace_device(folder, specs["decoder"], preprocessing, visual, windows)
+    reference = HostFunctions(device, preprocessing, visual, windows)
+    return device, check_device(reference, folder, threads)
 
 
 def compare_parts(

@@ -10,6 +10,7 @@ from sfn_export.exceptions import ExportError
 from sfn_rt import __version__
 from sfn_rt.backends.base import PartSpec
 from sfn_rt.bundle import (
+    FULL,
     SCHEMA_VERSION,
     CaptionOrigin,
     Manifest,
@@ -39,9 +40,9 @@ def pack(
     run: Run,
     text: TextModel | None,
     specs: Mapping[str, PartSpec],
-    variant: str = "fp32",
+    device: Mapping[str, PartSpec],
 ) -> Manifest:
-    """Complete a folder that holds PART.onnx for every part of `specs`; manifest last."""
+    """Complete a folder that holds PART.onnx for all of `specs` and `device`; manifest last."""
     shutil.copyfile(run.path / NORMAL, folder / NORMAL)
     settings = None
     if text is not None:
@@ -62,21 +63,13 @@ def pack(
         observed=config.model.observed,
         lag=getattr(config.model, "lag", 0),  # a model that predicts has none
         preprocessing=config.preprocessing,
-        parts={
-            part: PartEntry(
-                files={variant: f"{part}.onnx"},
-                default=variant,
-                inputs=spec.inputs,
-                outputs=spec.outputs,
-            )
-            for part, spec in specs.items()
-        },
+        parts=entries(specs),
         semantics=semantics_of(run, settings),
         vlm=None,
         visual=dict(_info(run, "visual")),
         score=score_settings(run),
         normal=NORMAL,
-        device={},
+        device=entries(device),
         precisions={},
         provenance=Provenance(
             data=Path(str(_info(run, "data"))).name,  # not where it lay on this machine
@@ -88,6 +81,16 @@ def pack(
         ),
     )
     return write_manifest(folder, manifest)
+
+
+def entries(specs: Mapping[str, PartSpec]) -> dict[str, PartEntry]:
+    """PART.onnx of every part, in full precision."""
+    return {
+        part: PartEntry(
+            files={FULL: f"{part}.onnx"}, default=FULL, inputs=spec.inputs, outputs=spec.outputs
+        )
+        for part, spec in specs.items()
+    }
 
 
 def semantics_of(run: Run, text: TextSettings | None) -> Semantics | None:

@@ -87,4 +87,4 @@ def test_run_without_statistics_is_refused(tiny_run: Path, tmp_path: Path) -> No
     run = load_run(tiny_run)
     bare = Run(run.path, run.config, run.model, run.normal, {})
     with pytest.raises(ExportError, match=r"run.json lacks 'visual'; train again"):
-        pack(tmp_path, bare, None, {})
+        pack(tmp_path, bare, None, {}, {})
