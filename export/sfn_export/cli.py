@@ -191,3 +191,27 @@ def rtx(
             f"{path}: {built.layers} layers, {built.megabytes:.1f} MB for {', '.join(TARGETS)}, "
             f"{built.seconds:.1f} s{', prefill and decode' if built.profiles > 1 else ''}"
         )
+
+
+@app.command()
+def triton(
+    bundle: Annotated[Path, typer.Argument(help="An exported model.")],
+    out: Annotated[Path, typer.Option(help="The repository's folder.")],
+    precision: Annotated[str, typer.Option(help="fp32, or one that the bundle carries.")] = "fp32",
+    size: Annotated[
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT of the frames that come; default any, resized by matrices."),
+    ] = None,
+    instances: Annotated[int, typer.Option(help="Of each model; on a GPU, of each GPU.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="Where the models run.")] = True,
+) -> None:
+    """Write BUNDLE as a model repository of Triton Inference Server."""
+    from sfn_export.triton import TritonOptions, parse_size, write_repository
+    from sfn_export.triton_config import Placement
+
+    options = TritonOptions(
+        precision=precision,
+        size=None if size is None else parse_size(size),
+        placement=Placement("KIND_GPU" if gpu else "KIND_CPU", instances),
+    )
+    typer.echo(write_repository(bundle, out, options).text())
