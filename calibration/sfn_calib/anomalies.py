@@ -7,6 +7,7 @@ Somewhere in the picture, where things move, other content is blended in with a 
     reversed    the same place, backwards
     frozen      the same place, held still
     jerky       the same place, its frames out of order
+    larger      the same place, magnified
 
 How strongly is one number from 0 to 1, the opacity, so every kind can be made as faint as the
 full-precision model can just see. Everything else of the picture, its noise and its light too,
@@ -17,6 +18,7 @@ Axes: n frames of one stretch, H, W the source's height and width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -24,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # (H, W, 3)
-KINDS = ("foreign", "faster", "reversed", "frozen", "jerky")
+KINDS = ("foreign", "faster", "reversed", "frozen", "jerky", "larger")
 SEGMENT = 24  # frames for which an anomaly stays in one place
 SPEED = 3  # of `faster`
+MAGNIFIED = 1.8  # times, of `larger`
 VISIBLE = 2.0  # grey levels, the least mean change at full strength of a frame called abnormal
 PLACES = 8  # the liveliest of the picture, of which one is drawn
 EDGE = 0.2  # of a side, over which a patch fades out
@@ -58,7 +61,7 @@ class Anomaly:
         self._images = images
         self._content: list[tuple[Patch, Image]] = []
         random = np.random.default_rng([*seed, KINDS.index(kind)])
-        draw = {"foreign": _foreign}.get(kind, _elsewhen(kind))
+        draw = {"foreign": _foreign, "larger": _larger}.get(kind) or _elsewhen(kind)
         for start in range(0, len(images), SEGMENT):
             span = range(start, min(start + SEGMENT, len(images)))
             place = _lively_place(images, span, _size(images[0], side), random)
@@ -80,9 +83,7 @@ class Anomaly:
         return float(np.abs(content - usual).mean())
 
 
-Draw = Callable[
-    [Sequence[Image], range, Patch, np.random.Generator], list[tuple[Patch, Image]]
-]
+Draw = Callable[[Sequence[Image], range, Patch, np.random.Generator], list[tuple[Patch, Image]]]
 
 
 def _elsewhen(kind: str) -> Draw:
@@ -117,6 +118,17 @@ def _foreign(
     return [(Patch(top, int(left), place.height, place.width), content) for left in lefts]
 
 
+def _larger(
+    images: Sequence[Image], span: range, place: Patch, random: np.random.Generator
+) -> list[tuple[Patch, Image]]:
+    """The middle of the place, magnified to fill it."""
+    height, width = (max(1, round(n / MAGNIFIED)) for n in (place.height, place.width))
+    top = place.top + (place.height - height) // 2
+    middle = Patch(top, place.left + (place.width - width) // 2, height, width)
+    size = (place.width, place.height)
+    return [(place, np.asarray(cv2.resize(middle.of(images[t]), size), np.uint8)) for t in span]
+
+
 def _to_and_fro(places: NDArray[Any], n: int) -> NDArray[Any]:
     """Whole numbers reflected into 0 .. n - 1."""
     if n == 1:
@@ -126,9 +138,10 @@ def _to_and_fro(places: NDArray[Any], n: int) -> NDArray[Any]:
 
 
 def _size(image: Image, side: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a patch: twice what moves, half the picture at most, 4 pixels at least."""
+    """Height and width of a patch: twice what moves, at most half the picture."""
     height, width = (
-        max(4, min(2 * wanted, whole // 2)) for wanted, whole in zip(side, image.shape, strict=False)
+        max(4, min(2 * wanted, whole // 2))
+        for wanted, whole in zip(side, image.shape, strict=False)
     )
     return height, width
 
@@ -140,7 +153,7 @@ def _lively_place(
     height, width = size
     greys = [cv2.cvtColor(images[t], cv2.COLOR_RGB2GRAY) for t in span]
     change = np.zeros(greys[0].shape, np.float32)
-    for before, after in zip(greys, greys[1:], strict=False):
+    for before, after in pairwise(greys):
         change += cv2.absdiff(before, after)
     boxes = cv2.boxFilter(change, -1, (width, height), anchor=(0, 0))
     boxes = boxes[: len(change) - height + 1, : change.shape[1] - width + 1].copy()

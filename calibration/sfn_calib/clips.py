@@ -1,4 +1,4 @@
-"""Which normal footage calibrates, and which is held out for the gate; recorded by identity and hash.
+"""Which normal footage calibrates, and which the gate holds out; recorded by identity and hash.
 
 Test videos are refused wherever they come from: the data set's own test part, a folder of it given
 as if it were a data set, a published test part under any name, a copy among the normal videos.
@@ -10,6 +10,7 @@ videos for that: then each video's beginning calibrates and its end is for the g
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +180,7 @@ def _test_videos(found: str) -> CalibrationError:
     )
 
 
-def _hash_all(
-    videos: Sequence[Video], test: Sequence[Video], notes: list[str]
-) -> dict[str, str]:
+def _hash_all(videos: Sequence[Video], test: Sequence[Video], notes: list[str]) -> dict[str, str]:
     """sha256 by name of the videos to use; one whose content is a test video's is refused."""
     test_videos = {video_sha256(video.path): video.name for video in test}
     pictures = {sha: v.name for v in test for sha in _pictures(v)}
@@ -272,9 +271,7 @@ def spread_runs(spans: Spans, observed: int, clips: int) -> Spans:
     """Runs of consecutive clips spread evenly over the spans; the last one may be shorter."""
     length = observed + RUN
     places = [
-        (name, at)
-        for name, start, stop in spans
-        for at in range(start, stop - length + 1, length)
+        (name, at) for name, start, stop in spans for at in range(start, stop - length + 1, length)
     ]
     n = min(len(places), -(-clips // RUN))
     runs = [
@@ -294,7 +291,7 @@ def _cut(spans: Spans, frames: int) -> Iterable[tuple[str, int, int]]:
     for name, start, stop in spans:
         parts = max(1, -(-(stop - start) // STRETCH))
         edges = [start + (stop - start) * i // parts for i in range(parts + 1)]
-        for first, end in zip(edges, edges[1:], strict=False):
+        for first, end in pairwise(edges):
             if left <= 0:
                 return
             if end - first >= LEAST_STRETCH:
