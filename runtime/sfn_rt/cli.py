@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from sfn_rt import __version__
 from sfn_rt.exceptions import BundleError, SfnError
@@ -25,7 +25,7 @@ EXIT_INTERRUPTED = 130
 CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS}
 
 
-class Commands(TyperGroup):
+class Reporting:
     """The one place where what was raised becomes a line on stderr and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -33,7 +33,7 @@ class Commands(TyperGroup):
         if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
+            return super().invoke(ctx)  # type: ignore[misc]  # of the command mixed with
         except SfnError as error:
             fail(str(error))
         except OSError as error:
@@ -43,6 +43,14 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as stopped:
             typer.echo(" ".join(("interrupted", *map(str, stopped.args))), err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+class Commands(Reporting, TyperGroup):
+    """A command line of several commands."""
+
+
+class OneCommand(Reporting, TyperCommand):
+    """A command line that is one command."""
 
 
 def fail(message: str) -> None:
