@@ -31,8 +31,8 @@ class _Step:
     """A graph that grows part by part; tensors are called PART.NAME."""
 
     def __init__(self) -> None:
-        self.graph, self.opsets = GraphProto(name=STEP), {}
-        self.ir_version = 0
+        self.graph, self.ir_version = GraphProto(name=STEP), 0
+        self.opsets: dict[str, int] = {}  # domain -> version
 
     def add(self, part: str, model: ModelProto, feeds: Mapping[str, str]) -> dict[str, str]:
         """Put a part in; which tensors it reads, and what its outputs are called."""
@@ -87,8 +87,8 @@ def fuse(bundle: Bundle, out: Path, precision: str = FULL) -> PartSpec:
     manifest, device = bundle.manifest, bundle.device_graphs()
     if "measure" not in device or "appearance" not in manifest.parts:
         raise ExportError(
-            f"{bundle.folder}: a step is fused of device graphs and an appearance branch, which this "
-            f"bundle lacks; fuse another, or export the run again"
+            f"{bundle.folder}: a step is fused of device graphs and an appearance branch, and this "
+            f"bundle lacks one; fuse another, or export the run again"
         )
     models = {p: onnx.load(path) for p, path in (bundle.graphs(precision) | device).items()}
     decoder = {tensor.name: tensor for tensor in manifest.parts["decoder"].inputs}
