@@ -98,7 +98,7 @@ class Memory(Protocol):
         ...
 
     def free(self, buffer: Buffer) -> None:
-        """Give an array of `empty` back; waits until no work needs it."""
+        """Give an array of `empty` back; waits until no work needs it. Nothing after `close`."""
         ...
 
     def zero(self, buffer: Buffer) -> None:
@@ -258,7 +258,7 @@ class HostMemory:
 
     def free(self, buffer: Buffer) -> None:
         """Give an array of `empty` back."""
-        del self._arrays[buffer.pointer]
+        self._arrays.pop(buffer.pointer, None)
         self._begins = sorted(self._arrays)
 
     def zero(self, buffer: Buffer) -> None:
