@@ -126,6 +126,8 @@ class CudaMemory:
 
     def free(self, buffer: Buffer) -> None:
         """Give an array of `empty` back; waits until no work needs it, nor a recording."""
+        if buffer.pointer not in self._pointers:
+            return  # the memory was closed as a whole
         self.forget()
         self._pointers.remove(buffer.pointer)
         self._call(self._cuda.cudaFree, buffer.pointer)
@@ -178,6 +180,8 @@ class CudaMemory:
 
     def synchronize(self) -> None:
         """Wait until all work is done."""
+        if self._stream is None:
+            return
         self._call(self._cuda.cudaStreamSynchronize, self._stream)
         self._under_way.clear()
 
