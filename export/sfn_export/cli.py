@@ -200,7 +200,7 @@ def triton(
     precision: Annotated[str, typer.Option(help="fp32, or one that the bundle carries.")] = "fp32",
     size: Annotated[
         str | None,
-        typer.Option(help="WIDTHxHEIGHT of the frames that come; default any, resized by matrices."),
+        typer.Option(help="WIDTHxHEIGHT of the frames; default any, with the resize as matrices."),
     ] = None,
     instances: Annotated[int, typer.Option(help="Of each model; on a GPU, of each GPU.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="Where the models run.")] = True,

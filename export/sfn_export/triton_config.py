@@ -83,7 +83,11 @@ class GraphConfig:
 
     def text(self, placement: Placement) -> str:
         """The whole of config.pbtxt."""
-        head = [f'name: "{self.name}"', 'backend: "onnxruntime"', f"max_batch_size: {self.max_batch}"]
+        head = [
+            f'name: "{self.name}"',
+            'backend: "onnxruntime"',
+            f"max_batch_size: {self.max_batch}",
+        ]
         group = f"instance_group {{ count: {placement.instances} kind: {placement.kind} }}"
         tail = ["dynamic_batching { }"] if self.max_batch else []
         return _document(head, self.inputs, self.outputs, [group, *tail])

@@ -28,7 +28,7 @@ from sfn_export.triton_glue import (
     split_spec,
 )
 from sfn_rt.backends.base import PartSpec, TensorSpec
-from sfn_rt.bundle import EXPORT_AGAIN, Bundle, Manifest
+from sfn_rt.bundle import DEVICE_PARTS, EXPORT_AGAIN, Bundle, Manifest
 from sfn_rt.measured import measured_layout
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.preprocess import resize_matrix
@@ -89,8 +89,8 @@ def plan(bundle: Bundle, precision: str, size: Size | None) -> Plan:
         return Plan(models, ())
     if not manifest.device:
         raise ExportError(
-            f"{bundle.folder}: has no device graphs ({', '.join(('prepare', 'measure'))} ...), "
-            f"which the ensemble is made of; {EXPORT_AGAIN}"
+            f"{bundle.folder}: has no device graphs ({', '.join(DEVICE_PARTS)}), which the "
+            f"ensemble is made of; {EXPORT_AGAIN}"
         )
     models = {**_parts(manifest, graphs), **_device(bundle, size)}
     models |= _glue(manifest, _wanted(manifest))
@@ -117,17 +117,19 @@ def _parts(manifest: Manifest, graphs: Mapping[str, Path]) -> dict[str, Model]:
 def _device(bundle: Bundle, size: Size | None) -> dict[str, Model]:
     """The device graphs; with `size` the resize is fixed, else the client gives its matrices."""
     manifest, graphs = bundle.manifest, bundle.device_graphs()
-    wanted, models = _wanted(manifest), {}
-    for part, entry in manifest.device.items():
-        spec, graph, rows = entry.spec, graphs[part], manifest.observed + 1
-        if part == "prepare" and not wanted or part == "difference" and "later" not in wanted:
-            continue
+    rows = {"measure": 1}
+    if wanted := _wanted(manifest):
+        rows["prepare"] = manifest.observed + 1
+    if "later" in wanted:
+        rows["difference"] = manifest.observed - 1
+    models = {}
+    for part, most in rows.items():
+        spec, graph = manifest.device[part].spec, graphs[part]
         if part == "prepare" and size is not None:
-            spec, model = _for_camera(spec, graph, manifest, size)
-            models[part] = Model(model, GraphConfig.of(part, spec, CLIPS * rows))
-            continue
-        most = {"prepare": rows, "difference": rows - 2, "measure": 1}[part]
-        models[part] = Model(graph, GraphConfig.of(part, spec, CLIPS * most))
+            fixed, model = _for_camera(spec, graph, manifest, size)
+            models[part] = Model(model, GraphConfig.of(part, fixed, CLIPS * most))
+        else:
+            models[part] = Model(graph, GraphConfig.of(part, spec, CLIPS * most))
     return models
 
 

@@ -1,0 +1,540 @@
+"""The Triton repository: its configs in Triton's own message, its ensemble run as Triton runs it.
+
+No server is here. `Server` follows what Triton's core does with these files: ensemble_utils.cc
+checks the maps, ensemble_scheduler.cc (ReshapeTensorDims) cuts and strips the first axis between
+models that batch and models that do not, and ONNX Runtime runs each graph.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from google.protobuf import text_format
+from typer.testing import CliRunner
+
+from sfn_export.cli import app
+from sfn_export.device_graphs import trace_device
+from sfn_export.exceptions import ExportError
+from sfn_export.trace import specs_of, trace_part
+from sfn_export.triton import parse_size
+from sfn_rt.backends.base import Array
+from sfn_rt.backends.ort import OrtBackend
+from sfn_rt.bundle import PartEntry, load_bundle, write_manifest
+from sfn_rt.evidence import FrameEvidence
+from sfn_rt.features import Predictor
+from sfn_rt.frames import Frame, open_source
+from sfn_rt.model import open_model
+from sfn_rt.prediction_error import VisualConfig, absolute_error, measure_error, semantic_error
+from sfn_rt.preprocess import preprocess, resize_matrix
+from sfn_rt.semantics.text_encoder import TextEncoder, load_tokenizer
+from sfn_rt.streams import open_stream
+from sfn_train.checkpoint import load_run
+from sfn_train.model import SFN, ModelConfig
+from tiny_weights import WIDTH, make_internvl
+
+DTYPES = {"TYPE_FP32": "float32", "TYPE_INT64": "int64", "TYPE_UINT8": "uint8"}
+ORT_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
+SIZE = "60x40"  # of tiny_data's frames
+SLOW = pytest.mark.slow
+Dims = Sequence[int]
+
+
+class Refused(Exception):
+    """What Triton would not load, or not run."""
+
+
+class Served:
+    """One graph, checked and run as Triton's ONNX Runtime backend does."""
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        self.config, self.batching = config, config.max_batch_size > 0
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        graph = folder / "1" / "model.onnx"
+        self._session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
+        require(config.backend == "onnxruntime", f"{config.name}: backend {config.backend!r}")
+        self._check(config.input, self._session.get_inputs(), every=True)
+        self._check(config.output, self._session.get_outputs(), every=False)
+
+    def _check(self, ports: Any, values: Any, every: bool) -> None:
+        there = {value.name: value for value in values}
+        names = [port.name for port in ports]
+        require(set(names) <= there.keys(), f"{self.config.name}: {names} are not {list(there)}")
+        require(not every or len(names) == len(there), f"{self.config.name}: lacks an input")
+        for port in ports:
+            value, dtype = there[port.name], dtype_of(port)
+            require(len(port.dims) > 0, f"{port.name}: dims may not be empty")
+            require(ORT_DTYPES[value.type] == dtype, f"{port.name}: {value.type} is not {dtype}")
+            shape = [axis if isinstance(axis, int) else -1 for axis in value.shape]
+            full = [-1, *graph_dims(port)] if self.batching else list(graph_dims(port))
+            require(like(full, shape), f"{self.config.name}/{port.name}: {full} is not {shape}")
+            free = min(*port.dims, *graph_dims(port), 1) < 0
+            same = free or np.prod(port.dims) == np.prod(list(graph_dims(port)))
+            require(bool(same), f"{port.name}: reshape changes the number of elements")
+
+    def run(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str]
+    ) -> tuple[int, dict[str, Array]]:
+        """The batch (0: none) and the outputs, in the shapes that the config states."""
+        batch, given = 0, {}
+        for port in self.config.input:
+            array = feeds[port.name]
+            shape = array.shape[1:] if self.batching else array.shape
+            fits = like(port.dims, shape) and array.dtype == dtype_of(port)
+            require(fits, f"{self.config.name}/{port.name}: got {array.dtype}{array.shape}")
+            batch = len(array) if self.batching else 0
+            given[port.name] = reshaped(array, port, batch)
+        require(batch <= self.config.max_batch_size, f"{self.config.name}: a batch of {batch}")
+        found = self._session.run(list(wanted), given)
+        outputs = dict(zip(wanted, found, strict=True))
+        for port in (port for port in self.config.output if port.name in outputs):
+            array = outputs[port.name]
+            shape = array.shape[1:] if self.batching else array.shape
+            require(like(graph_dims(port), shape), f"{port.name}: gave {array.shape}")
+            head = (len(array),) if self.batching else ()
+            if port.HasField("reshape"):
+                outputs[port.name] = array.reshape(*head, *port.dims)
+        return batch, outputs
+
+
+class Server:
+    """A model repository, loaded: every config parsed strictly, every map checked."""
+
+    def __init__(self, repository: Path) -> None:
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+        self.models: dict[str, Served] = {}
+        self.ensembles: dict[str, Any] = {}
+        for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
+            config = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
+            require(config.name == folder.name, f"{folder.name} is called {config.name}")
+            require((folder / "1").is_dir(), f"{folder.name}: no version")
+            if config.platform == "ensemble":
+                require(not config.backend and not config.instance_group, "an ensemble has neither")
+                self.ensembles[config.name] = config
+            else:
+                self.models[config.name] = Served(folder, config)
+        for config in self.ensembles.values():
+            self._check(config)
+
+    def _check(self, config: Any) -> None:
+        known: dict[str, tuple[str, list[int], list[int]]] = {}
+        for port in (*config.input, *config.output):
+            known[port.name] = (dtype_of(port), list(port.dims), list(port.dims))
+        for step in config.ensemble_scheduling.step:
+            model = self.models[step.model_name]
+            sides = ((step.input_map, model.config.input), (step.output_map, model.config.output))
+            for wires, ports in sides:
+                require(set(wires) <= {port.name for port in ports}, f"{step.model_name}: {wires}")
+                for port in (port for port in ports if port.name in wires):
+                    full = [-1, *port.dims] if model.batching else list(port.dims)
+                    mine = (dtype_of(port), list(port.dims), full)
+                    other = known.setdefault(wires[port.name], mine)
+                    shapes = like(mine[1], other[1]) or like(mine[2], other[2])
+                    require(mine[0] == other[0] and shapes, f"{port.name}: {mine} is not {other}")
+            missing = {port.name for port in model.config.input} - set(step.input_map)
+            require(not missing, f"{step.model_name}: nothing gives {missing}")
+
+    def infer(self, ensemble: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """One request, whose steps are run when what they take is there."""
+        config = self.ensembles[ensemble]
+        for port in config.input:
+            array = feeds[port.name]
+            fits = like(port.dims, array.shape) and array.dtype == dtype_of(port)
+            require(fits, f"{ensemble}/{port.name}: got {array.dtype}{array.shape}")
+        tensors = {name: (0, array) for name, array in feeds.items()}
+        steps = list(config.ensemble_scheduling.step)
+        while steps:
+            ready = next((s for s in steps if set(s.input_map.values()) <= tensors.keys()), None)
+            require(ready is not None, f"{ensemble}: deadlock before {steps[0].model_name}")
+            steps.remove(ready)
+            self._step(ready, tensors)
+        return {port.name: cut(port.dims, False, *tensors[port.name]) for port in config.output}
+
+    def _step(self, step: Any, tensors: dict[str, tuple[int, Array]]) -> None:
+        model = self.models[step.model_name]
+        dims = {port.name: port.dims for port in model.config.input}
+        given = {
+            name: cut(dims[name], model.batching, *tensors[tensor])
+            for name, tensor in step.input_map.items()
+        }
+        batch, outputs = model.run(given, list(step.output_map))
+        for name, tensor in step.output_map.items():
+            tensors[tensor] = (batch, outputs[name])
+
+
+def cut(dims: Dims, batching: bool, batch: int, array: Array) -> Array:
+    """ReshapeTensorDims of ensemble_scheduler.cc."""
+    if batching and not batch and like(dims, array.shape):
+        return array[None]
+    if not batching and batch == 1 and not like(dims, array.shape):
+        return array[0]
+    return array
+
+
+def reshaped(array: Array, port: Any, batch: int) -> Array:
+    if not port.HasField("reshape"):
+        return array
+    return array.reshape(*([batch] if batch else []), *port.reshape.shape)
+
+
+def graph_dims(port: Any) -> Dims:
+    return list(port.reshape.shape if port.HasField("reshape") else port.dims)
+
+
+def dtype_of(port: Any) -> str:
+    kind = port.DESCRIPTOR.fields_by_name["data_type"].enum_type
+    return DTYPES[kind.values_by_number[port.data_type].name]
+
+
+def like(dims: Dims, other: Dims) -> bool:
+    """CompareDimsWithWildcard."""
+    pairs = zip(dims, other, strict=False)
+    return len(dims) == len(other) and all(a == b or -1 in (a, b) for a, b in pairs)
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise Refused(message)
+
+
+# --- what is served ----------------------------------------------------------------------------
+
+
+def write(bundle: Path, out: Path, *options: str) -> str:
+    done = CliRunner().invoke(app, ["triton", str(bundle), "--out", str(out), *options])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module", params=["any", SIZE])
+def repository(
+    request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("triton") / "repository"
+    write(tiny_bundle, out, *(() if request.param == "any" else ("--size", request.param)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def footage(
+    tiny_bundle: Path, tiny_data: Path
+) -> Iterator[tuple[list[Frame], list[FrameEvidence]]]:
+    """Real frames, and what the runtime finds in them."""
+    frames = list(open_source(tiny_data / "testing" / "frames" / "01"))
+    with open_model(tiny_bundle, threads=1) as model:
+        stream = open_stream(model.perception)
+        yield frames, stream.predict(stream.look(frames))
+
+
+def requests(
+    bundle: Path, server: Server, frames: Sequence[Frame], rows: Sequence[FrameEvidence]
+) -> Iterator[tuple[FrameEvidence, dict[str, Array]]]:
+    """Each predicted frame with what a client sends for it."""
+    manifest = load_bundle(bundle).manifest
+    assert manifest.semantics is not None
+    assert manifest.semantics.text is not None
+    text = manifest.semantics.text
+    tokenizer = load_tokenizer(bundle / text.tokenizer, text.max_tokens)
+    takes = {port.name for port in server.ensembles["sfn_vad"].input}
+    wanted = manifest.preprocessing
+    for row in rows[manifest.observed :]:
+        clip = np.stack([f.image for f in frames[row.index - manifest.observed : row.index + 1]])
+        assert row.caption is not None
+        found = tokenizer.encode(row.caption)
+        feeds = {
+            "clip": clip,
+            "input_ids": np.array([found.ids], np.int64),
+            "attention_mask": np.array([found.attention_mask], np.int64),
+            "rows": resize_matrix(clip.shape[1], wanted.height, wanted.resize),
+            "columns": resize_matrix(clip.shape[2], wanted.width, wanted.resize),
+        }
+        yield row, {name: array for name, array in feeds.items() if name in takes}
+
+
+def check(row: FrameEvidence, found: Mapping[str, Array]) -> None:
+    assert row.heat is not None
+    # Shares of pixels on either side of a threshold: one pixel of 25 is 0.04.
+    assert found["visual"] == pytest.approx([row.terms["visual"]], abs=1e-5)
+    assert found["box"] == pytest.approx(row.box, abs=1e-6)
+    assert found["heat"] == pytest.approx(row.heat.astype(np.float32), abs=2e-3)  # it is float16
+    if row.caption_weight == 1:
+        assert found["semantic"] == pytest.approx([row.terms["semantic"]], abs=1e-5)
+
+
+def test_the_ensemble_finds_what_the_runtime_finds(
+    repository: Path, tiny_bundle: Path, footage: tuple[list[Frame], list[FrameEvidence]]
+) -> None:
+    server = Server(repository)
+    compared = 0
+    for row, feeds in requests(tiny_bundle, server, *footage):
+        check(row, server.infer("sfn_vad", feeds))
+        compared += row.caption_weight == 1
+    assert compared > 5
+
+
+def test_an_embedding_in_the_tokens_place_finds_the_same(
+    repository: Path, tiny_bundle: Path, footage: tuple[list[Frame], list[FrameEvidence]]
+) -> None:
+    server = Server(repository)
+    with open_model(tiny_bundle, threads=1) as model:
+        encoder = model.perception.text
+        assert isinstance(encoder, TextEncoder)
+        for row, feeds in list(requests(tiny_bundle, server, *footage))[::5]:
+            tokens = [feeds.pop(name) for name in ("input_ids", "attention_mask")]
+            assert tokens[0].shape == tokens[1].shape
+            embedding = encoder.encode([row.caption or ""])  # (K, S)
+            check(row, server.infer("sfn_vad_embedded", {**feeds, "embedding": embedding}))
+
+
+def test_a_wrong_clip_is_refused(repository: Path, tiny_bundle: Path, footage: Any) -> None:
+    server = Server(repository)
+    _, feeds = next(requests(tiny_bundle, server, *footage))
+    with pytest.raises(Refused, match="sfn_vad/clip"):
+        server.infer("sfn_vad", {**feeds, "clip": feeds["clip"][1:]})
+    with pytest.raises(Refused, match="sfn_vad/clip"):
+        server.infer("sfn_vad", {**feeds, "clip": feeds["clip"].astype(np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new"),
+    [
+        ("decoder", 'name: "skip"', 'name: "skipped"'),
+        ("join", "TYPE_FP32", "TYPE_INT64"),
+        ("sfn_vad", 'value: "clip_text"', 'value: "differences"'),
+        ("sfn_vad", 'value: "sentences"', 'value: "nobody_gives_this"'),
+    ],
+)
+def test_what_does_not_fit_is_found(
+    repository: Path,
+    tiny_bundle: Path,
+    footage: Any,
+    tmp_path: Path,
+    model: str,
+    old: str,
+    new: str,
+) -> None:
+    """The checks above can fail."""
+    shutil.copytree(repository, tmp_path / "broken")
+    config = tmp_path / "broken" / model / "config.pbtxt"
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new, 1))
+    _, feeds = next(requests(tiny_bundle, Server(repository), *footage))
+    with pytest.raises(Refused):
+        Server(tmp_path / "broken").infer("sfn_vad", feeds)
+
+
+def test_placement_and_size_stand_in_the_configs(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    write(tiny_bundle, out, "--size", "1920x1080", "--cpu", "--instances", "3")
+    server = Server(out)
+    assert list(server.ensembles["sfn_vad"].input[0].dims) == [5, 1080, 1920, 3]
+    for model in server.models.values():
+        (group,) = model.config.instance_group
+        assert (group.count, group.kind) == (3, group.KIND_CPU)
+    record = json.loads((out / "sfn_triton.json").read_text())
+    assert record["frame"] == {"height": 1080, "width": 1920}
+    assert set(record["models"]) == server.models.keys() | server.ensembles.keys()
+
+
+def test_an_earlier_repository_is_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    write(tiny_bundle, out, "--size", SIZE)
+    write(tiny_bundle, out)
+    assert "rows" in {port.name for port in Server(out).ensembles["sfn_vad"].input}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["repository"]
+
+
+# --- models that are made otherwise ------------------------------------------------------------
+
+
+def variant(bundle: Path, run: Path, out: Path, **changes: Any) -> Path:
+    """A bundle whose network is another; `windows` are frames that its captions tell of."""
+    manifest = load_bundle(bundle).manifest
+    assert manifest.semantics is not None
+    torch.manual_seed(3)
+    usual = load_run(run).config.model
+    assert isinstance(usual, ModelConfig)
+    network = SFN(replace(usual, **changes)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    config = network.config
+    semantics = replace(manifest.semantics, windows=config.caption_windows)
+    parts = {"text": manifest.parts["text"]}
+    if not config.use_text:
+        parts, semantics = {}, replace(semantics, text=None)
+    out.mkdir()
+    specs = {
+        p: trace_part(p, network, None, out / f"{p}.onnx", form="dense")
+        for p in specs_of(network, text=False)
+    }
+    wanted = replace(manifest.preprocessing, height=config.frame_height, width=config.frame_width)
+    visual = VisualConfig(**manifest.visual)  # type: ignore[arg-type]
+    device = trace_device(out, specs["decoder"], wanted, visual, config.n_windows)
+    entries = {
+        name: PartEntry(
+            files={"fp32": f"{name}.onnx"}, default="fp32", inputs=spec.inputs, outputs=spec.outputs
+        )
+        for name, spec in {**specs, **device}.items()
+    }  # fmt: skip
+    kept = [manifest.normal, *(["text.onnx", "tokenizer.json"] if config.use_text else [])]
+    for name in kept:
+        shutil.copyfile(bundle / name, out / name)
+    parts |= {name: entries[name] for name in specs}
+    changed = replace(
+        manifest, parts=parts, device={name: entries[name] for name in device},
+        semantics=semantics, preprocessing=wanted,
+    )  # fmt: skip
+    write_manifest(out, changed)
+    return out
+
+
+def host(bundle: Path, clip: Array, text: Array | None) -> dict[str, Array]:
+    """The measures of the last frame of one clip by the runtime's functions."""
+    opened = load_bundle(bundle)
+    manifest, visual = opened.manifest, VisualConfig(**opened.manifest.visual)  # type: ignore[arg-type]
+    frames = np.stack([preprocess(image, manifest.preprocessing) for image in clip])
+    with OrtBackend.from_bundle(opened, threads=1) as backend:
+        predictor = Predictor(backend, manifest.observed)
+        prediction = predictor.decode(predictor.encode(frames), text)
+    assert prediction is not None
+    found: dict[str, Array] = {}
+    if prediction.next_frame is not None:
+        error = measure_error(absolute_error(prediction.next_frame, frames[-1:])[0], visual)
+        found |= {"visual": np.array([error.evidence]), "box": np.array(error.box)}
+        found["heat"] = error.heat.astype(np.float32)
+    if prediction.semantic is not None and text is not None:
+        assert manifest.semantics is not None
+        found["semantic"] = semantic_error(
+            prediction.semantic, text, len(manifest.semantics.windows)
+        )
+    if prediction.distilled is not None:
+        found["distilled"] = prediction.distilled
+    return found
+
+
+TOWER_SIZES = {"frame_height": 56, "frame_width": 56, "patch": 14, "appearance_dim": WIDTH}
+VARIANTS = [
+    pytest.param({"student": 12, "windows": (5, 8)}, id="student, two captions"),
+    pytest.param({"use_text": False, "use_appearance": False}, id="motion alone", marks=SLOW),
+    pytest.param({"use_motion": False, "use_appearance": False}, id="text alone", marks=SLOW),
+    pytest.param({"tower": "internvl", **TOWER_SIZES}, id="vision tower", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_every_kind_of_model_is_served(
+    tiny_bundle: Path, tiny_run: Path, footage: Any, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    if "tower" in changes:
+        changes = {**changes, "tower": str(make_internvl(tmp_path / "internvl"))}
+    bundle = variant(tiny_bundle, tiny_run, tmp_path / "bundle", **changes)
+    write(bundle, tmp_path / "repository", "--size", SIZE)
+    server = Server(tmp_path / "repository")
+    clip = np.stack([frame.image for frame in footage[0][3:8]])
+    name = "sfn_vad_embedded" if changes.get("use_text", True) else "sfn_vad"
+    feeds: dict[str, Array] = {"clip": clip}
+    text = None
+    if name == "sfn_vad_embedded":
+        (shape,) = (p.dims for p in server.ensembles[name].input if p.name == "embedding")
+        feeds["embedding"] = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        text = feeds["embedding"].reshape(1, -1)
+    taken = {port.name for port in server.ensembles[name].input}
+    found = server.infer(name, {k: v for k, v in feeds.items() if k in taken})
+    expected = host(bundle, clip, text)
+    assert found.keys() == expected.keys()
+    for output, array in expected.items():
+        budget = 2e-3 if output == "heat" else 1e-5
+        assert np.abs(found[output] - array).max() < budget, output
+
+
+def test_dual_memory_is_one_model(dual_bundle: Path, tmp_path: Path) -> None:
+    said = write(dual_bundle, tmp_path / "repository")
+    server = Server(tmp_path / "repository")
+    assert "no ensemble" in said
+    assert not server.ensembles
+    (model,) = server.models.values()
+    clips = np.random.default_rng(0).random((2, 16, 3, 20, 30), np.float32)
+    batch, found = model.run({"clip": clips}, ["error"])
+    assert batch == 2
+    mean = np.square(clips[:, 8] - clips.mean(axis=1)).mean(axis=1)
+    assert np.abs(found["error"] - mean).max() < 1e-5
+
+
+# --- what cannot be written --------------------------------------------------------------------
+
+
+def refused(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["triton", *arguments])
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+def test_a_bundle_without_device_graphs_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    manifest = load_bundle(tiny_bundle).manifest
+    for entry in manifest.device.values():
+        (tmp_path / "bundle" / entry.files[entry.default]).unlink()
+    write_manifest(tmp_path / "bundle", replace(manifest, device={}))
+    said = refused(str(tmp_path / "bundle"), "--out", str(tmp_path / "repository"))
+    assert "has no device graphs" in said
+    assert "export the model again" in said
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "not a model repository" in refused(str(tiny_bundle), "--out", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_models_of_somebody_else_are_not_lost(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    write(tiny_bundle, out)
+    (out / "resnet").mkdir()
+    assert "also holds 'resnet'" in refused(str(tiny_bundle), "--out", str(out))
+    assert (out / "resnet").is_dir()
+    assert (out / "sfn_vad").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--size", "1080"), "WIDTHxHEIGHT"),
+        (("--size", "0x40"), "WIDTHxHEIGHT"),
+        (("--size", "1e3x40"), "WIDTHxHEIGHT"),
+        (("--size", "99999x99999"), "WIDTHxHEIGHT"),
+        (("--instances", "0"), "--instances"),
+        (("--precision", "int3"), "int3"),
+    ],
+)
+def test_nonsense_is_refused(
+    tiny_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    out = tmp_path / "repository"
+    assert said in refused(str(tiny_bundle), "--out", str(out), *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dual_memory_takes_no_camera_size(dual_bundle: Path, tmp_path: Path) -> None:
+    said = refused(str(dual_bundle), "--out", str(tmp_path / "r"), "--size", SIZE)
+    assert "--size" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_size_is_width_by_height() -> None:
+    assert parse_size("1920x1080") == (1080, 1920)
+    with pytest.raises(ExportError, match="1920x1080"):
+        parse_size("1920*1080")
