@@ -288,6 +288,59 @@ def bench(
 
 
 @app.command()
+def build(
+    bundle: BundleOption = None,
+    backend: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
+    precision: PrecisionOption = "fp32",
+    max_batch: Annotated[int, typer.Option(help="Frames at once, of all streams together.")] = 16,
+    max_frame: Annotated[
+        str, typer.Option(help="The largest picture that comes in, height x width.")
+    ] = "1080x1920",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorrt-rtx: an architecture to build for without it, e.g. SM89."),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Newer releases of TensorRT run it too.")
+    ] = False,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave weights to the bundle; smaller files.")
+    ] = False,
+    workspace: Annotated[
+        int | None, typer.Option(help="Scratch memory that a layer may use, MB.")
+    ] = None,
+    engines: EnginesOption = None,
+    device: DeviceOption = 0,
+    again: Annotated[bool, typer.Option("--again", help="Also what is built already.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Layers, precisions and fusions of each engine.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build TensorRT engines of a bundle for the GPU here, or with tensorrt-rtx for others."""
+    from sfn_rt.engines.build import EngineOptions
+    from sfn_rt.engines.command import BuildOptions, build_engines, parse_frame
+
+    options = BuildOptions(
+        backend=backend,
+        precision=precision,
+        targets=tuple(target) if target else None,
+        engines=engines,
+        device=device,
+        again=again,
+        engine=EngineOptions(
+            max_batch=max_batch,
+            max_frame=parse_frame(max_frame),
+            version_compatible=version_compatible,
+            strip_weights=strip_weights,
+            workspace_mb=workspace,
+        ),
+    )
+    summary = build_engines(choose_bundle(bundle), options, report)
+    print_answer(summary.text(), summary.to_json(), as_json)
+
+
+@app.command()
 def inspect(
     bundle: Annotated[
         Path | None, typer.Argument(help="Exported model; else $SFN_BUNDLE, else ./bundle.")

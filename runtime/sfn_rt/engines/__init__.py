@@ -1,1 +1,1 @@
-"""TensorRT engines: built from a bundle's graphs, kept in a folder, refused where they do not fit."""
+"""TensorRT engines: built from a bundle, kept in a folder, refused where they do not fit."""

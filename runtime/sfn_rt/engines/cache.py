@@ -7,6 +7,7 @@ leaves nothing, or a whole engine.
 
     decoder-3f9a0c71d2b4.plan    what TensorRT built
     decoder-3f9a0c71d2b4.json    Record: its origin, its sha256, its layers
+    decoder-3f9a0c71d2b4.jit     TensorRT-RTX: kernels that were compiled on this device
     tensorrt-11.4.0-sm_89.timings    what kernels took on this GPU, for the next build
 """
 
@@ -78,6 +79,8 @@ class Record:
     def misfits(self, wanted: Wanted) -> list[str]:
         """Why it is not the engine wanted: one phrase a reason, the first the most telling."""
         reasons = []
+        if self.flavour != wanted.flavour:
+            reasons.append(f"built by {self.flavour}, {wanted.flavour} is asked for")
         if self.graph != wanted.graph:
             reasons.append("built from another graph: the bundle has changed since")
         if self.precision != wanted.precision:
@@ -86,7 +89,7 @@ class Record:
             reasons.append(f"built for {', '.join(self.architectures)}, this is {missing[0]}")
         elif None not in (self.gpu, wanted.gpu) and self.gpu != wanted.gpu:
             reasons.append(f"built on {self.gpu}, this is {wanted.gpu}")
-        if not self._runs_on(wanted.version):
+        if self.flavour == wanted.flavour and not self._runs_on(wanted.version):
             reasons.append(f"built by {self.flavour} {self.version}, here is {wanted.version}")
         if wanted.max_batch is not None and self.max_batch < wanted.max_batch:
             reasons.append(f"built for up to {self.max_batch} frames at once, not more")
@@ -137,6 +140,12 @@ class EngineCache:
         reasons, nearest = min(misfits, key=lambda pair: len(pair[0]))
         return f"{nearest.plan} is {reasons[0]}"
 
+    def built(self, wanted: Wanted, options: EngineOptions) -> Record | None:
+        """The engine that fits and was built in just this way."""
+        asked = options.to_json()
+        fitting = (r for r in self.records() if r.options == asked and not r.misfits(wanted))
+        return next((r for r in fitting if r.part == wanted.part), None)
+
     def records(self) -> Iterator[Record]:
         """All engines whose record this version can read; the others are none of ours."""
         if not self.folder.is_dir():
@@ -176,20 +185,17 @@ class EngineCache:
         """Remove what was built from the same thing in the same way before."""
         for old in list(self.records()):
             if old.plan != new.plan and _origin(old) == _origin(new):
-                old.path.with_suffix(".json").unlink(missing_ok=True)
-                old.path.unlink(missing_ok=True)
+                for suffix in (".json", ".plan", ".jit"):
+                    old.path.with_suffix(suffix).unlink(missing_ok=True)
 
     def timings(self, flavour: Flavour, architecture: str) -> Path:
         """Where the builder keeps what kernels took on a GPU."""
         return self.folder / f"{flavour.name}-{flavour.version}-{architecture}.timings"
 
 
-def _origin(record: Record) -> tuple[object, ...]:
-    return (
-        (record.part, record.precision, record.graph, record.flavour, record.version)
-        + (record.architectures, record.gpu)
-        + (json.dumps(record.options, sort_keys=True),)
-    )
+def _origin(record: Record) -> dict[str, object]:
+    outcome = {"plan", "sha256", "seconds", "report", "folder"}
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.name not in outcome}
 
 
 def _read_record(path: Path) -> Record | None:

@@ -3,8 +3,8 @@
 Read from the engine's inspector where there is a GPU. A builder without one says the same once, as
 the last message of its log, a line a layer:
 
-    Name: a_gemm, LayerType: gemm, Inputs: [ { Name: x, ..., Datatype: Int8, ... }], Constants: ...,
-    Outputs: [ ... ], TacticName: ..., Metadata: [ONNX Layer: mjad.blocks.0/MatMul_3][ONNX Layer: ...]
+    Name: a_gemm, LayerType: gemm, Inputs: [ { Name: x, ..., Datatype: Int8, ... }], Constants:
+    [ ... ], Outputs: [ ... ], TacticName: ..., Metadata: [ONNX Layer: mjad.blocks.0/MatMul_3]
 
 Precision is asked for by the graph (Q/DQ, casts); what is reported here is what was built.
 """
