@@ -13,3 +13,7 @@ class ParityError(SfnError):
 
 class RtxError(SfnError):
     """TensorRT-RTX refuses a graph, or cannot be used."""
+
+
+class EngineError(SfnError):
+    """An engine cannot be built, or cannot be compared."""
