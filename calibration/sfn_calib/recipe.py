@@ -17,7 +17,7 @@ from sfn_train.config import build_settings
 
 Lower = Literal["fp16", "bf16", "int8", "fp8"]
 Beside = Literal["fp16", "fp32"]
-Ranges = Literal["minmax", "percentile", "entropy"]
+Rule = Literal["minmax", "percentile", "entropy"]
 HALF: tuple[Lower, ...] = ("fp16", "bf16")
 EIGHT_BIT: tuple[Lower, ...] = ("int8", "fp8")
 PRODUCTS = ("MatMul", "Gemm", "Conv")  # operators that can be quantised
@@ -47,7 +47,7 @@ class Recipe:
     precision: Lower
     beside: Beside = "fp32"  # int8, fp8: what all else computes in that need not be fp32
     operators: tuple[str, ...] = PRODUCTS  # int8, fp8: quantised where they have a constant weight
-    ranges: Ranges = "minmax"  # int8, fp8: what of the activations seen is representable
+    ranges: Rule = "minmax"  # int8, fp8: what of the activations seen is representable
     percentile: float = 99.99  # of magnitudes, for `ranges: percentile`
     leave: tuple[str, ...] = ()  # parts of the model that stay fp32
     budget: Budget = field(
