@@ -20,11 +20,10 @@ from math import prod
 import numpy as np
 
 from sfn_rt.backends.base import Array
-from sfn_rt.backends.device import Buffer, Memory
+from sfn_rt.backends.device import ALIGNMENT, Buffer, Memory
 from sfn_rt.preprocess import Preprocessing, resize_matrix
 from sfn_rt.ring import frames_first
 
-ALIGN = 256  # bytes; where any library accepts an array to begin
 SIZES = 8  # of cameras, at least, whose matrices are kept
 
 
@@ -180,4 +179,4 @@ def _group_bytes(group: Group, b: int) -> int:
 
 
 def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGN) * ALIGN
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -117,8 +117,7 @@ class Resident:
         self._encoded: Staged | None = None  # on the device, its decoder not yet run
         self._flying: tuple[int, ...] | None = None  # n_predicted of the step under way
         self._b = 0  # frames of the newest block
-        held = self._work.buffers
-        self._finalizer = weakref.finalize(self, _release, self._memory, held, self._arrivals)
+        self._finalizer = weakref.finalize(self, _release, self._memory, self._work, self._arrivals)
         self._finalizer.atexit = False  # then the memory goes as a whole
 
     def __enter__(self) -> Self:
@@ -277,8 +276,8 @@ class Resident:
         return n_predicted
 
 
-def _release(memory: Memory, fixed: Sequence[Buffer], arrivals: Arrivals) -> None:
+def _release(memory: Memory, work: Work, arrivals: Arrivals) -> None:
     memory.synchronize()
     memory.forget()
-    for buffer in (*fixed, *arrivals.buffers):
+    for buffer in (*work.buffers, *arrivals.buffers):
         memory.free(buffer)

@@ -1,7 +1,8 @@
 """What a step of resident.py does on the device: parts run on buffers, one after the other.
 
 All of it may be recorded and replayed, so nothing here uploads, downloads or takes an address that
-is not the same the next time.
+is not the same the next time. Only what a step finds out about its shapes the first time, which is
+not recorded, may take memory: where an array has to be moved to begin at a multiple of ALIGNMENT.
 
 Axes: S streams, b frames of a block, h and w the model's frame size.
 """
@@ -9,7 +10,7 @@ Axes: S streams, b frames of a block, h and w the model's frame size.
 from collections.abc import Mapping
 
 from sfn_rt.arrivals import Arrivals, Group, Staged
-from sfn_rt.backends.device import BATCH, Buffer, DeviceBackend
+from sfn_rt.backends.device import ALIGNMENT, BATCH, Buffer, DeviceBackend
 from sfn_rt.features import OUTPUTS
 from sfn_rt.measured import layout_width, measured_layout
 from sfn_rt.networks import NetworkSettings
@@ -30,6 +31,7 @@ class Work:
     ) -> None:
         self._backend, self._memory = backend, backend.memory
         self._settings, self._arrivals, self._streams = settings, arrivals, streams
+        self._most = block * streams  # frames at once
         decoder = backend.parts["decoder"]
         self._inputs = {spec.name: spec.shape for spec in decoder.inputs}
         self._outputs = [spec.name for spec in decoder.outputs if spec.name in OUTPUTS]
@@ -38,7 +40,7 @@ class Work:
             self._memory, self._features(), observed=settings.observed, streams=streams, block=block
         )
         self._buffers = {
-            name: self._memory.empty((block * streams, *shape), "float32")
+            name: self._memory.empty((self._most, *shape), "float32")
             for name, shape in self._between().items()
         }
 
@@ -124,18 +126,41 @@ class Work:
     def _run(self, part: str, feeds: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run a part, in pieces where the backend takes no more at once."""
         n = next(iter(outputs.values())).shape[0]
-        most = self._backend.max_batch or n
-        if n <= most:
-            self._backend.run(part, feeds, outputs)
-            return
+        most = min(n, self._backend.max_batch or n)
         cut = {s.name for s in self._backend.parts[part].inputs if s.shape[0] == BATCH}
         for at in range(0, n, most):
             to = min(n, at + most)
-            self._backend.run(
+            self._run_aligned(
                 part,
                 {k: v.rows(at, to) if k in cut else v for k, v in feeds.items()},
                 {k: v.rows(at, to) for k, v in outputs.items()},
             )
+
+    def _run_aligned(
+        self, part: str, feeds: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+    ) -> None:
+        """Run a part, by way of other memory for arrays that begin where it takes none."""
+        near = {name: self._aligned(part, name, buffer) for name, buffer in feeds.items()}
+        for name, buffer in feeds.items():
+            self._copy(buffer, near[name])
+        gives = {name: self._aligned(part, name, buffer) for name, buffer in outputs.items()}
+        self._backend.run(part, near, gives)
+        for name, buffer in outputs.items():
+            self._copy(gives[name], buffer)
+
+    def _aligned(self, part: str, name: str, buffer: Buffer) -> Buffer:
+        """The buffer itself, or as much memory that begins at a multiple of ALIGNMENT."""
+        if buffer.pointer % ALIGNMENT == 0:
+            return buffer
+        key = f"{part}/{name}/aligned/{buffer.shape[1:]}"
+        if key not in self._buffers:
+            most = (self._most, *buffer.shape[1:])
+            self._buffers[key] = self._memory.empty(most, buffer.dtype)
+        return Buffer(self._buffers[key].pointer, buffer.shape, buffer.dtype)
+
+    def _copy(self, source: Buffer, to: Buffer) -> None:
+        if source.pointer != to.pointer:
+            self._memory.copy(source.pointer, to.pointer, width=source.nbytes)
 
     def _features(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what the ring keeps of a frame."""

@@ -29,6 +29,7 @@ from sfn_rt.backends.base import Array, Arrays, CheckedBackend, PartSpec, Tensor
 from sfn_rt.exceptions import BackendError
 
 BATCH = "batch"  # the axis along which a part's work can be cut
+ALIGNMENT = 256  # bytes; TensorRT takes no array that begins elsewhere
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ class Memory(Protocol):
     def counts(self) -> CopyCounts: ...
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """A new array of zeros. BackendError, saying what is free, where it does not fit."""
+        """A new array of zeros, which begins at a multiple of ALIGNMENT.
+
+        BackendError, saying what is free, where it does not fit.
+        """
         ...
 
     def free(self, buffer: Buffer) -> None:
@@ -168,7 +172,8 @@ class DeviceBackend(CheckedBackend):
     def run(self, part: str, feeds: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Put one batch through `part` into the stream; shapes are those of the buffers.
 
-        `outputs` may leave some out: nobody wants them. Does not wait.
+        Every buffer begins at a multiple of ALIGNMENT. `outputs` may leave some out: nobody wants
+        them. Does not wait.
         """
 
     def __exit__(self, *exc_info: object) -> None:
@@ -251,7 +256,9 @@ class HostMemory:
     def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """A new array of zeros."""
         nbytes = max(1, prod(shape) * np.dtype(dtype).itemsize)
-        array = np.zeros(nbytes, np.uint8)
+        room = np.zeros(nbytes + ALIGNMENT, np.uint8)
+        begin = -room.ctypes.data % ALIGNMENT
+        array = room[begin : begin + nbytes]
         self._arrays[array.ctypes.data] = array
         self._begins = sorted(self._arrays)
         return Buffer(array.ctypes.data, shape, dtype)
