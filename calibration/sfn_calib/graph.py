@@ -17,10 +17,13 @@ from sfn_rt.backends.base import Array
 FLOAT = TensorProto.FLOAT
 INLINE_BYTES = 1 << 30  # larger weights lie beside their graph, as sfn_export leaves them
 SMALL = 1024  # elements; shapes and axes, which inference needs the values of
-MOVES = frozenset(
-    "Reshape Transpose Slice Squeeze Unsqueeze Concat Expand Gather GatherElements GatherND Pad "
-    "Split Flatten Identity Tile ScatterElements ScatterND DepthToSpace SpaceToDepth".split()
-)  # operators that copy values and compute nothing
+MOVES = frozenset(  # operators that copy values and compute nothing
+    {
+        *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Tile"),
+        *("Slice", "Split", "Concat", "Pad", "DepthToSpace", "SpaceToDepth"),
+        *("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"),
+    }
+)
 
 
 class Graph:

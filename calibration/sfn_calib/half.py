@@ -100,7 +100,7 @@ class _Halving:
         if reason is not None:
             self.result.kept[node.name] = reason
             return nothing
-        if node.op_type not in MOVES:
+        if outputs and node.op_type not in MOVES:
             self.result.nodes.append(node.name)
         return inputs, outputs
 
@@ -151,9 +151,10 @@ class _Halving:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             return None
         for name in node.input:
-            if name in self.graph.constants and self.graph.is_float(name):
-                if reason := lost_in_half(self.graph.array(name), self.half):
-                    return reason
+            if name not in self.graph.constants or not self.graph.is_float(name):
+                continue
+            if reason := lost_in_half(self.graph.array(name), self.half):
+                return reason
         return None
 
 

@@ -20,7 +20,7 @@ import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from sfn_calib.exceptions import CalibrationError
-from sfn_calib.graph import FLOAT, Graph, rebuilt
+from sfn_calib.graph import Graph, rebuilt
 from sfn_calib.ranges import Ranges
 from sfn_calib.recipe import PRODUCTS, Recipe
 from sfn_rt.backends.base import Array
@@ -94,10 +94,7 @@ def _check(graph: Graph, nodes: list[NodeProto], ranges: Ranges) -> None:
 
 
 def _with_weights_of_their_own(graph: Graph, nodes: list[NodeProto]) -> ModelProto:
-    """A copy in which no quantised weight is read by anything else: the library replaces it for all.
-
-    Gemm's third input is added in full precision.
-    """
+    """A copy where nothing else reads a quantised weight: the library replaces it everywhere."""
     chosen = {node.name for node in nodes}
     copies, tensors = [], []
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""Which nodes of a graph stay in float32 whatever the precision, and which product can be quantised.
+"""Which nodes of a graph stay in float32 whatever the precision, and which can be quantised.
 
 Found by structure, never by name: a router is what leads from a product to a TopK.
 """
