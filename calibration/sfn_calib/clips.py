@@ -213,7 +213,8 @@ def _pictures(video: Video) -> list[str]:
 
 def _of_the_scene(dataset: Dataset, scene: SceneModel, notes: list[str]) -> list[Video]:
     """The videos that show the scene the model was trained on."""
-    found, others = [], []
+    found: list[tuple[Video, float]] = []
+    others: list[tuple[Video, float]] = []
     for video in dataset.train:
         with open_source(video.path, fps=dataset.fps) as source:
             first = next(iter(source))
