@@ -148,6 +148,7 @@ def _configure(
         config.num_compute_capabilities = len(chosen)
         for i, target in enumerate(chosen):
             config.set_compute_capability(getattr(trt.ComputeCapability, target), i)
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is fp32: TF32 keeps 10 bits of 23
     for flag in flags:
         config.set_flag(getattr(trt.BuilderFlag, flag))
     if flavour.ahead_of_time:

@@ -47,6 +47,11 @@ def add_profiles(
     if not named:
         return 0
     widest = profiles[-1]
+    if unknown := sorted(named - widest.keys() - (PREFILL.keys() if "past" in named else set())):
+        raise BackendError(
+            f"{source}: the axis {unknown[0]!r} has no range of sizes; name it one of "
+            f"{sorted({'batch', 'tokens', 'height', 'width', *PREFILL})}"
+        )
     wanted = [{**widest, **PREFILL}, {**widest, **DECODE}] if "past" in named else list(profiles)
     used = [{axis: r[axis] for axis in sorted(named & r.keys())} for r in wanted]
     for i, ranges in enumerate(used):
@@ -64,11 +69,6 @@ def _add_profile(
 ) -> None:
     profile = builder.create_optimization_profile()
     for name, shape in axes.items():
-        if unknown := [a for a in shape if isinstance(a, str) and a not in ranges]:
-            raise BackendError(
-                f"{source}: the axis {unknown[0]!r} has no range of sizes; name it one of "
-                f"{sorted({'batch', 'tokens', 'height', 'width', *PREFILL})}"
-            )
         sizes = [ranges[axis] if isinstance(axis, str) else (axis,) * 3 for axis in shape]
         if any(isinstance(axis, str) for axis in shape):
             profile.set_shape(name, *zip(*sizes, strict=True))
