@@ -22,12 +22,13 @@ import shutil
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import pieces
 from gpu_machine import NoGpu, ask_python, describe_machine, find_gpus, find_python
+from gpu_report import counted, table
 from pieces import PackError
 
 HERE = Path(__file__).resolve().parent
@@ -161,7 +162,7 @@ class Check:
         return [str(path) for path in sorted(Path(theirs[1]).glob("nvidia/*/lib"))]
 
     def _routes(self) -> dict[str, Any]:
-        """Which of TensorRT, TensorRT-RTX and ONNX Runtime CUDA run here, and why the others do not."""
+        """Which ways to the GPU work here, and why the others do not."""
         script = [str(self.project / "benchmarks" / "gpu_routes.py"), *map(str, self.bundles()[:1])]
         done = self._call([str(self.python), *script], capture_output=True, text=True)
         try:
@@ -185,15 +186,15 @@ class Check:
         return built
 
     def _build(self, flavour: str, bundle: Path, precision: str) -> dict[str, Any]:
-        say(f"building {bundle.name} at {precision} with {flavour}")
+        say(f"building {label(bundle)} at {precision} with {flavour}")
         began = time.monotonic()
         command = [
             str(self.python.with_name("sfn-rt")), "build", "--bundle", str(bundle),
             "--backend", flavour, "--precision", precision, "--engines", str(self.work / "engines"),
         ]  # fmt: skip
         done = self._call(command, capture_output=True, text=True)
-        row = {"bundle": bundle.name, "precision": precision, "flavour": flavour,
-               "seconds": round(time.monotonic() - began, 1), "built": done.returncode == 0}  # fmt: skip
+        row: dict[str, Any] = {"bundle": label(bundle), "precision": precision, "flavour": flavour}
+        row |= {"seconds": round(time.monotonic() - began, 1), "built": done.returncode == 0}
         if done.returncode:
             row["why"] = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
             say(f"NOT built: {row['why']}")
@@ -202,7 +203,15 @@ class Check:
     def _tests(self, routes: Mapping[str, Any]) -> dict[str, Any]:
         """pytest -m gpu, counted."""
         record = self.work / "tests.xml"
-        command = [str(self.python), "-m", "pytest", "tests/gpu", "-m", "gpu", f"--junitxml={record}"]
+        command = [
+            str(self.python),
+            "-m",
+            "pytest",
+            "tests/gpu",
+            "-m",
+            "gpu",
+            f"--junitxml={record}",
+        ]
         done = self._call(command, cwd=self.project)
         if done.returncode not in (0, 1):
             raise PackError(f"pytest stopped with exit code {done.returncode}; its words are above")
@@ -212,7 +221,11 @@ class Check:
         """benchmarks/gpu.py over all bundles and routes."""
         out = self.work / "measured.json"
         command = [str(self.python), str(self.project / "benchmarks" / "gpu.py"), "--out", str(out)]
-        command += ["--engines", str(self.work / "engines"), *(["--quick"] if self.asked.quick else [])]
+        command += [
+            "--engines",
+            str(self.work / "engines"),
+            *(["--quick"] if self.asked.quick else []),
+        ]
         command += [word for bundle in self.bundles() for word in ("--bundle", str(bundle))]
         if self._call(command).returncode:
             raise PackError("the measurement failed; what it said is above")
@@ -276,48 +289,15 @@ def _checkout_python() -> Path:
     return own if own.is_file() else Path(sys.executable)
 
 
+def label(bundle: Path) -> str:
+    """A bundle's name in tables: samples lie in a folder `bundle` of their own."""
+    return bundle.parent.name if bundle.name == "bundle" else bundle.name
+
+
 def precisions(bundle: Path) -> list[str]:
     """fp32, and what the bundle was calibrated for."""
     manifest = pieces.read_json(bundle / "manifest.json") or {}
     return ["fp32", *manifest.get("precisions", {})]
-
-
-def counted(record: Path) -> dict[str, Any]:
-    """Of a JUnit file: how many passed, and the names of those that did not."""
-    cases = list(ElementTree.parse(record).getroot().iter("testcase"))
-
-    def named(kind: str) -> list[str]:
-        return [str(case.get("name")) for case in cases if case.find(kind) is not None]
-
-    failed = named("failure") + named("error")
-    skipped = {str(c.get("name")): str(s.get("message")) for c in cases if (s := c.find("skipped")) is not None}
-    return {"passed": len(cases) - len(failed) - len(skipped), "failed": failed, "skipped": skipped}
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """The report for people, as Markdown."""
-    gpu = report["machine"]["gpus"][0]
-    lines = [
-        f"# {gpu['name']}", "",
-        f"sm_{gpu['sm']}, {gpu['memory_gb']} GB, driver {gpu['driver']}, CUDA {gpu['cuda']}, "
-        f"{report['machine']['system']}", "", "| route | |", "|---|---|",
-    ]  # fmt: skip
-    for name, route in report["routes"].items():
-        lines.append(f"| {name} | {route['version'] if route['works'] else 'no: ' + route['why']} |")
-    if "engines" in report:
-        lines += ["", "| engines of | precision | by | seconds |", "|---|---|---|---|"]
-        for row in report["engines"]:
-            took = row["seconds"] if row["built"] else f"not built: {row['why']}"
-            lines.append(f"| {row['bundle']} | {row['precision']} | {row['flavour']} | {took} |")
-    if "tests" in report:
-        tests = report["tests"]
-        lines += ["", f"Tests: {tests['passed']} passed, {len(tests['failed'])} failed, "
-                  f"{len(tests['skipped'])} skipped."]  # fmt: skip
-        lines += [f"- failed: {name}" for name in tests["failed"]]
-        lines += [f"- skipped: {name}: {why}" for name, why in tests["skipped"].items()]
-    if "measure" in report:
-        lines += ["", report["measure"]["table"]]
-    return "\n".join(lines) + "\n"
 
 
 def say(text: str) -> None:

@@ -17,8 +17,9 @@ import lzma
 import os
 import shutil
 import tarfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from sfn_export.build import trace  # noqa: E402
+from sfn_export.build import device_graphs, trace  # noqa: E402
 from sfn_export.dispatch import exported_sffm  # noqa: E402
 from sfn_export.pack import pack  # noqa: E402
 from sfn_export.trace import export_onnx  # noqa: E402
@@ -116,7 +116,8 @@ def make_bundle(config: Config, out: Path, work: Path) -> None:
     partial = work / "bundle"
     partial.mkdir()
     specs = trace(run, text, partial, "fastest", print)
-    pack(partial, run, text, specs)
+    device, _ = device_graphs(run, partial, specs, None)
+    pack(partial, run, text, specs, device)
     load_bundle(partial)
     partial.rename(out)
 

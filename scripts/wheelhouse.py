@@ -41,7 +41,12 @@ PROJECT = (  # what of the checkout travels: the wheel has the rest
     "pyproject.toml", "LICENSE", "docs/gpu.md", "tests/conftest.py", "tests/gpu/**/*.py",
     "benchmarks/*.py", "scripts/*.py", "train/sfn_train/**/*.py", "train/sfn_train/**/*.yaml",
 )  # fmt: skip
-BESIDE = ("gpu_check.py", "gpu_machine.py", "pieces.py")  # not in the archive: they open it
+BESIDE = (
+    "gpu_check.py",
+    "gpu_machine.py",
+    "gpu_report.py",
+    "pieces.py",
+)  # not in the archive: they open it
 SOURCES = ("train/sfn_train", "export/sfn_export", "runtime/sfn_rt", "calibration/sfn_calib")
 Say = Callable[[str], None]
 
@@ -141,6 +146,7 @@ def pack(options: Options, say: Say) -> None:
     for name, folder in bundle_folders(options, work, say).items():
         names.append(name)
         groups[name] = files_below(folder, name)
+        groups[name] |= costs(name, folder, work)
     files = {name: path for group in groups.values() for name, path in group.items()}
     listed = [pieces.describe(files[name], name) for name in sorted(files)]
     hashes = {entry["path"]: entry["sha256"] for entry in listed}
@@ -260,6 +266,19 @@ def sources_key() -> str:
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def costs(name: str, folder: Path, work: Path) -> dict[str, Path]:
+    """What a bundle must compute and move at least, counted here: the device has no onnx."""
+    inner = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    script = ROOT / "benchmarks" / "gpu_costs.py"
+    done = subprocess.run([sys.executable, str(script), str(inner)], capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it says no reason"])[-1]
+        raise PackError(f"{inner}: cannot count its floors: {said}")
+    path = work / f"costs_{Path(name).name}.json"
+    path.write_text(done.stdout)
+    return {f"costs/{Path(name).name}.json": path}
 
 
 def files_below(folder: Path, name: str) -> dict[str, Path]:

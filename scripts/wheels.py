@@ -123,13 +123,13 @@ def build_wheel(root: Path, out: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
     environment = os.environ | {"SOURCE_DATE_EPOCH": "315532800"}  # 1980: the first that zip knows
-    done = subprocess.run(
-        [*command, str(root)], capture_output=True, text=True, env=environment
-    )
+    done = subprocess.run([*command, str(root)], capture_output=True, text=True, env=environment)
     wheels = list(out.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         said = last_line(done.stdout + done.stderr)
-        raise PackError(f"{root}: its wheel cannot be built: {said}; `make test` sets up what it needs")
+        raise PackError(
+            f"{root}: its wheel cannot be built: {said}; `make test` sets up what it needs"
+        )
     return wheels[0]
 
 
