@@ -89,7 +89,7 @@ class CudaMemory:
         self._pinned: list[int] = []
         self._under_way: list[Array] = []  # host arrays that a copy may still read
         self._call(self._cuda.cudaSetDevice, device)
-        self._stream = self._call(
+        self._stream: Any = self._call(
             self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking
         )
 
@@ -233,6 +233,8 @@ class CudaMemory:
 
     def close(self) -> None:
         """Give everything back."""
+        if self._stream is None:
+            return
         # Unchecked: after a failure of the GPU every call says so again, and hides the first.
         cuda = self._cuda
         cuda.cudaStreamSynchronize(self._stream)
@@ -247,9 +249,8 @@ class CudaMemory:
         for pointer in self._pinned:
             cuda.cudaFreeHost(pointer)
         self._pinned.clear()
-        if self._stream is not None:
-            cuda.cudaStreamDestroy(self._stream)
-            self._stream = None
+        cuda.cudaStreamDestroy(self._stream)
+        self._stream = None
 
     def _copy(self, to: int, source: int, nbytes: int, kind: str) -> None:
         if nbytes:
