@@ -3,12 +3,12 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfn_export.device_graphs import trace_device
 from sfn_export.device_parity import HostFunctions, check_device
-from sfn_export.dispatch import FASTEST, Form
+from sfn_export.dispatch import FASTEST, Form, written_form
 from sfn_export.exceptions import ExportError
 from sfn_export.pack import pack
 from sfn_export.parity import ParityReport, check_parts
@@ -16,11 +16,12 @@ from sfn_export.path_parity import PathReport, check_path, clips_of
 from sfn_export.trace import specs_of, trace_part
 from sfn_rt.backends.base import PartSpec
 from sfn_rt.backends.ort import OrtBackend
-from sfn_rt.bundle import load_bundle, write_manifest
+from sfn_rt.bundle import FULL, Manifest, load_bundle, write_manifest
 from sfn_rt.bundle_folder import bundle_folder
 from sfn_rt.datasets import Video
 from sfn_rt.prediction_error import VisualConfig
 from sfn_train.checkpoint import Run, load_run
+from sfn_train.model import SFN
 from sfn_train.systems import open_backend
 from sfn_train.text import TextModel
 
@@ -33,6 +34,7 @@ class ExportOptions:
     """How a run is exported; what the model is stands in the run."""
 
     form: Form = FASTEST  # of the SFFM
+    also: tuple[Form, ...] = ()  # further forms, beside it as variants of the decoder
     clips: Path | None = None  # data set for the whole path; None: what the run was trained on
     frames: int = 120  # of each clip
     fps: float | None = None  # where the clips do not state it
@@ -62,12 +64,11 @@ def build_bundle(path: Path, out: Path, options: ExportOptions, say: Say) -> Exp
     with bundle_folder(out) as folder:
         specs = trace(run, text, folder, options.form, say)
         parts = compare_parts(run, text, folder, specs, options.threads)
-        device, extra = device_graphs(run, folder, specs, options.threads)
-        parts = ParityReport(
-            differences=parts.differences + extra.differences, rerouted=parts.rerouted
-        )
+        device, beside = device_graphs(run, folder, specs, options.threads)
+        forms, others = trace_forms(run, folder, options, say)
+        parts = joined(parts, beside, *others)
         say(parts.text())
-        manifest = pack(folder, run, text, specs, device)
+        manifest = with_forms(pack(folder, run, text, specs, device), forms)
         whole = None
         if videos:
             whole = check_path(
@@ -107,6 +108,53 @@ def device_graphs(
     device = trace_device(folder, specs["decoder"], preprocessing, visual, windows)
     reference = HostFunctions(device, preprocessing, visual, windows)
     return device, check_device(reference, folder, threads)
+
+
+def trace_forms(
+    run: Run, folder: Path, options: ExportOptions, say: Say
+) -> tuple[dict[str, str], list[ParityReport]]:
+    """Write the decoder in further forms, each equal to PyTorch: variant -> file."""
+    files: dict[str, str] = {}
+    reports = []
+    if options.also and not isinstance(run.model, SFN):
+        raise ExportError("--form is of sfn-vad's filters, which this system has not")
+    for form in options.also:
+        assert isinstance(run.model, SFN)
+        written = written_form(run.model.decoder, form)
+        if written is None:
+            raise ExportError("--form is of the SFFM, which this model was trained without")
+        variant, graph = f"{FULL}-{written}", f"decoder.{written}.onnx"
+        if written == written_form(run.model.decoder, options.form) or variant in files:
+            say(f"note: {written} is there already")
+            continue
+        start = time.perf_counter()
+        trace_part("decoder", run.model, None, folder / graph, form=written)
+        say(f"traced decoder as {variant} in {time.perf_counter() - start:.1f} s")
+        files[variant] = graph
+        decoder = {"decoder": folder / graph}
+        with (
+            open_backend(run.model, None) as reference,
+            OrtBackend(decoder, threads=options.threads) as exported,
+        ):
+            reports.append(check_parts(reference, exported, parts=["decoder"]))
+    return files, reports
+
+
+def with_forms(manifest: Manifest, forms: dict[str, str]) -> Manifest:
+    """The manifest with further graphs of the decoder."""
+    if not forms:
+        return manifest
+    decoder = manifest.parts["decoder"]
+    more = replace(decoder, files=decoder.files | forms)
+    return replace(manifest, parts=manifest.parts | {"decoder": more})
+
+
+def joined(*reports: ParityReport) -> ParityReport:
+    """All comparisons in one report."""
+    return ParityReport(
+        differences=tuple(d for report in reports for d in report.differences),
+        rerouted=tuple(r for report in reports for r in report.rerouted),
+    )
 
 
 def compare_parts(

@@ -56,7 +56,13 @@ def root() -> None:
 def bundle(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
-    form: FormOption = FormName.fastest,
+    form: Annotated[
+        list[FormName] | None,
+        typer.Option(
+            help="The SFFM: blocks of tokens (dispatch), or all filters (dense). Given again, the "
+            "decoder is there in that form too, for --precision fp32-dispatch or fp32-dense."
+        ),
+    ] = None,
     clips: ClipsOption = None,
     frames: FramesOption = 120,
     fps: FpsOption = None,
@@ -65,7 +71,15 @@ def bundle(
     """Trace, compare with PyTorch, and pack RUN into a bundle."""
     from sfn_export.build import ExportOptions, build_bundle
 
-    options = ExportOptions(form=form.value, clips=clips, frames=frames, fps=fps, threads=threads)
+    forms = [each.value for each in form or [FormName.fastest]]
+    options = ExportOptions(
+        form=forms[0],
+        also=tuple(forms[1:]),
+        clips=clips,
+        frames=frames,
+        fps=fps,
+        threads=threads,
+    )
     done = build_bundle(run, out, options, typer.echo)
     typer.echo(f"{done.out}: a bundle, equal to PyTorch within its budgets, {done.seconds:.0f} s")
 

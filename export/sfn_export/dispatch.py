@@ -178,6 +178,14 @@ def fastest_form(sffm: SFFM) -> Form:
     return "dense" if products <= DENSE_PRODUCTS else "dispatch"
 
 
+def written_form(decoder: Decoder, form: Form) -> Form | None:
+    """The form that a decoder is written in when `form` is asked for; None without filters."""
+    filters = [module for module in decoder.mjad.filters if isinstance(module, SFFM)]
+    if not filters:
+        return None
+    return fastest_form(filters[0]) if form == FASTEST else form
+
+
 def exported_sffm(sffm: SFFM, form: Form, block: int = BLOCK) -> ExportedSFFM:
     """`sffm` in the form asked for."""
     if form == "fastest":

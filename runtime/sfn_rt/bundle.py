@@ -145,6 +145,16 @@ class VlmSettings:
             raise ValueError(f"parts of the VLM must have {missing[0]!r}, got {sorted(self.parts)}")
 
     @property
+    def forms(self) -> tuple[str, ...]:
+        """Other graphs of the same arithmetic in full precision, e.g. "fp32-dispatch".
+
+        Export adds them where asked to, proven like the default: a device that runs them faster
+        asks for them as it asks for a precision.
+        """
+        variants = {variant for part in self.parts.values() for variant in part.files}
+        return tuple(sorted(v for v in variants if v.startswith(f"{FULL}-")))
+
+    @property
     def named_files(self) -> set[str]:
         """Files that the settings give a meaning."""
         graphs = {name for part in self.parts.values() for name in part.files.values()}
@@ -248,6 +258,16 @@ class Manifest:
                 )
 
     @property
+    def forms(self) -> tuple[str, ...]:
+        """Other graphs of the same arithmetic in full precision, e.g. "fp32-dispatch".
+
+        Export adds them where asked to, proven like the default: a device that runs them faster
+        asks for them as it asks for a precision.
+        """
+        variants = {variant for part in self.parts.values() for variant in part.files}
+        return tuple(sorted(v for v in variants if v.startswith(f"{FULL}-")))
+
+    @property
     def named_files(self) -> set[str]:
         """The files that the manifest gives a meaning; each must also be in `files`."""
         parts = (*self.parts.values(), *self.device.values())
@@ -293,10 +313,13 @@ class Bundle:
         manifest = self.manifest
         if precision == FULL:
             return {part: entry.default for part, entry in manifest.parts.items()}
+        if precision in manifest.forms:
+            entries = manifest.parts.items()
+            return {p: precision if precision in e.files else e.default for p, e in entries}
         if precision not in manifest.precisions:
             raise BundleError(
                 f"{self.folder}: has no precision {precision!r}; it has "
-                f"{', '.join([FULL, *manifest.precisions])}; add it with "
+                f"{', '.join([FULL, *manifest.forms, *manifest.precisions])}; add it with "
                 f"`make calibrate BUNDLE={self.folder} DATA=... PRECISION={precision}`"
             )
         return dict(manifest.precisions[precision].parts)
