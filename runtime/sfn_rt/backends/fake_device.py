@@ -21,19 +21,37 @@ Work = Callable[[], None]
 
 
 class RecordingMemory(HostMemory):
-    """Host memory that records: a key's first work runs, its second is recorded, then replayed."""
+    """Host memory that is late and records, as a GPU's is and does.
+
+    Work waits until somebody looks: an upload reads its host array then, not when it is called. Of
+    a key, the first work is done, the second recorded, and from then on the recording is replayed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._tapes: dict[Hashable, list[Work] | None] = {}  # None: has run, is not recorded yet
-        self._tape: list[Work] | None = None  # that is being recorded: nothing runs meanwhile
+        self._waiting: list[Work] = []
+        self._tapes: dict[Hashable, list[Work] | None] = {}  # None: was done, not recorded yet
+        self._tape: list[Work] | None = None  # that is being recorded
 
     def do(self, work: Work) -> None:
-        """In stream order: now, or whenever what is being recorded is replayed."""
-        if self._tape is None:
+        """In stream order, or whenever what is being recorded is replayed."""
+        (self._waiting if self._tape is None else self._tape).append(work)
+
+    def synchronize(self) -> None:
+        """Do what waits."""
+        waiting, self._waiting = self._waiting, []
+        for work in waiting:
             work()
-        else:
-            self._tape.append(work)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """A new array; never while recording."""
+        assert self._tape is None, "memory is taken while work is recorded"
+        return super().empty(shape, dtype)
+
+    def free(self, buffer: Buffer) -> None:
+        """Give an array of `empty` back."""
+        self.synchronize()
+        super().free(buffer)
 
     def zero(self, buffer: Buffer) -> None:
         """Set all bytes to 0."""
@@ -43,40 +61,42 @@ class RecordingMemory(HostMemory):
         """Copy rows of bytes."""
         self.do(partial(super().copy, source, to, **how))
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """A new array; never while recording."""
-        assert self._tape is None, "memory is taken while work is recorded"
-        return super().empty(shape, dtype)
-
     def upload(self, host: Array, to: Buffer) -> None:
         """Copy in; never while recording."""
         assert self._tape is None, "an upload is recorded"
-        super().upload(host, to)
+        self.do(partial(super().upload, host, to))
 
     def download(self, buffer: Buffer) -> Array:
         """Copy out; never while recording."""
         assert self._tape is None, "a download is recorded"
+        self.synchronize()
         return super().download(buffer)
 
     def replay(self, key: Hashable, record: Work) -> None:
-        """Run, record, replay."""
+        """Do, record, replay."""
         if key not in self._tapes:
-            record()
             self._tapes[key] = None
+            record()
             return
         tape = self._tapes[key]
         if tape is None:
-            self._tape = tape = self._tapes[key] = []
-            record()
-            self._tape = None
+            tape = self._recorded(record)
+            self._tapes[key] = tape
             self.counts.captures += 1
-        for work in tape:
-            work()
+        self._waiting.extend(tape)
         self.counts.replays += 1
 
     def forget(self) -> None:
         """Drop what was recorded."""
         self._tapes.clear()
+
+    def _recorded(self, record: Work) -> list[Work]:
+        self._tape = []
+        try:
+            record()
+            return self._tape
+        finally:
+            self._tape = None
 
 
 class OnHost(DeviceBackend):

@@ -135,6 +135,10 @@ def test_recorded_work_is_done_again_where_it_was() -> None:
     def add_up(to: Buffer) -> None:
         memory.copy(a.pointer, to.pointer, width=4)
 
+    host = np.zeros(1, np.float32)
+    memory.upload(host, a)
+    host[0] = 7
+    assert memory.download(a)[0] == 7  # it was read late
     for value, to in zip((1, 2, 3), targets, strict=True):
         memory.upload(np.array([value], np.float32), a)
         memory.replay("key", lambda to=to: add_up(to))
