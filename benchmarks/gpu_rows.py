@@ -76,7 +76,7 @@ def select(
     routes: Mapping[str, Mapping[str, Any]],
     no_torch: str | None,
 ) -> list[Row]:
-    """Every row: `bundles` is profile -> precisions that it has, `sffms` those with an SFFM apart."""
+    """Every row. `bundles`: profile -> its precisions; `sffms`: profiles with an SFFM apart."""
     rows: list[Row] = []
     for profile, precisions in bundles.items():
         for route in routes:
@@ -173,7 +173,8 @@ def _compared(row: Row, rows: Sequence[Row]) -> Row:
 def table(rows: Sequence[Row]) -> str:
     """Markdown: what was measured, then what was not and why."""
     lines = [
-        "| what | profile | route | precision | batch | p50, ms | p99, ms | floor, ms | figures | goals |",
+        "| what | profile | route | precision | batch | p50, ms | p99, ms | floor, ms | figures "
+        "| goals |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

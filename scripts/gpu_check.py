@@ -86,7 +86,7 @@ class Check:
         """All steps, or those asked for."""
         gpus = [] if self.asked.without_gpu else self._gpus()
         self.work.mkdir(parents=True, exist_ok=True)
-        machine = describe_machine() | {"gpus": gpus}
+        machine = {**describe_machine(), "gpus": gpus}
         say(f"{machine['processor']}, {machine['system']}")
         for gpu in gpus:
             say(f"{gpu['name']}: sm_{gpu['sm']}, {gpu['memory_gb']} GB, driver {gpu['driver']}")
@@ -99,7 +99,7 @@ class Check:
         name = re.sub(r"[^a-z0-9]+", "_", gpus[0]["name"].lower()).strip("_")
         path = self.results / f"{name}.json"
         report = pieces.read_json(self.work / "report.json") or {}
-        report |= {"benchmark": "gpu", "machine": machine, "routes": routes}
+        report.update({"benchmark": "gpu", "machine": machine, "routes": routes})
         for step, work in (
             ("engines", self._engines), ("tests", self._tests), ("measure", self._measure)
         ):  # fmt: skip
@@ -194,7 +194,7 @@ class Check:
         ]  # fmt: skip
         done = self._call(command, capture_output=True, text=True)
         row: dict[str, Any] = {"bundle": label(bundle), "precision": precision, "flavour": flavour}
-        row |= {"seconds": round(time.monotonic() - began, 1), "built": done.returncode == 0}
+        row.update(seconds=round(time.monotonic() - began, 1), built=done.returncode == 0)
         if done.returncode:
             row["why"] = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
             say(f"NOT built: {row['why']}")
@@ -249,8 +249,10 @@ class Check:
         """Those named, else those that were packed."""
         if self.asked.bundle:
             return [path.resolve() for path in self.asked.bundle]
-        found = sorted((self.work / "files" / "bundles").glob("*/manifest.json"))
-        found += sorted((self.work / "files" / "bundles").glob("*/bundle/manifest.json"))
+        packed = self.work / "files" / "bundles"
+        found = sorted([*packed.glob("*/manifest.json"), *packed.glob("*/bundle/manifest.json")])
+        if self.pieces is None and (HERE.parent / "bundle" / "manifest.json").is_file():
+            found = [HERE.parent / "bundle" / "manifest.json"]
         if not found:
             raise PackError("no bundle: name one with --bundle FOLDER (ARGS='--bundle FOLDER')")
         return [path.parent for path in found]

@@ -14,22 +14,33 @@ import json
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("runtime", "train", "export", "calibration")]
 
+import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from sfn_calib.convert import convert  # noqa: E402
+from sfn_calib.ranges import measure_ranges  # noqa: E402
+from sfn_calib.recipe import Recipe  # noqa: E402
 from sfn_export.build import device_graphs, trace  # noqa: E402
 from sfn_export.dispatch import exported_sffm  # noqa: E402
 from sfn_export.pack import pack  # noqa: E402
 from sfn_export.trace import export_onnx  # noqa: E402
 from sfn_rt.backends.base import PartSpec, TensorSpec  # noqa: E402
-from sfn_rt.bundle import load_bundle  # noqa: E402
+from sfn_rt.bundle import (  # noqa: E402
+    Manifest,
+    PartEntry,
+    Precision,
+    load_bundle,
+    write_manifest,
+)
 from sfn_rt.normal import NormalFootage, SceneModel, term_subsets  # noqa: E402
 from sfn_rt.prediction_error import VisualConfig  # noqa: E402
 from sfn_rt.scores import Tail  # noqa: E402
@@ -41,6 +52,7 @@ from sfn_train.model.sffm import SFFM  # noqa: E402
 from sfn_train.text import TextModel, default_folder  # noqa: E402
 
 PROFILES = {"edge": "edge", "paper": "paper_ped2"}
+PRECISIONS = ("fp16", "bf16", "int8", "fp8")
 PERIOD = 4093  # a prime: no two rows of a matrix are the same numbers in the same place
 TOWER = {  # InternViT-300M-448px, as InternVL2.5-1B has it
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -117,9 +129,44 @@ def make_bundle(config: Config, out: Path, work: Path) -> None:
     partial.mkdir()
     specs = trace(run, text, partial, "fastest", print)
     device, _ = device_graphs(run, partial, specs, None)
-    pack(partial, run, text, specs, device)
+    manifest = pack(partial, run, text, specs, device)
+    for precision in PRECISIONS:
+        print(f"converting to {precision}", flush=True)
+        manifest = with_precision(partial, manifest, precision)
+    write_manifest(partial, manifest)
     load_bundle(partial)
     partial.rename(out)
+
+
+def with_precision(folder: Path, manifest: Manifest, precision: str) -> Manifest:
+    """The manifest with a lower precision, whose graphs are now there. No gate holds for noise."""
+    recipe = Recipe.load(precision)
+    parts = dict(manifest.parts)
+    for part, entry in manifest.parts.items():
+        if part == "text" or part in recipe.leave:
+            continue  # a sentence is embedded once, and its tokens are no noise
+        name = f"{part}.{precision}.onnx"
+        source = folder / entry.files["fp32"]
+        ranges = measure_ranges(source, recipe, [noise(entry)]) if recipe.needs_ranges else None
+        convert(source, folder / name, recipe, ranges)
+        parts[part] = replace(entry, files={**entry.files, precision: name})
+    chosen = {part: precision if precision in e.files else "fp32" for part, e in parts.items()}
+    report, picture = f"{precision}.json", f"{precision}.png"
+    (folder / report).write_text('{"gate": "none: random weights, for speed only"}\n')
+    cv2.imwrite(str(folder / picture), np.zeros((1, 1), np.uint8))
+    added = Precision(parts=chosen, recipe=recipe.name, gate={}, report=report, picture=picture)
+    return replace(manifest, parts=parts, precisions={**manifest.precisions, precision: added})
+
+
+def noise(entry: PartEntry) -> dict[str, np.ndarray[Any, Any]]:
+    """One of a batch of ordinary values."""
+    random = np.random.default_rng(0)
+    return {
+        tensor.name: random.standard_normal(
+            [1 if isinstance(axis, str) else axis for axis in tensor.shape], np.float32
+        )
+        for tensor in entry.inputs
+    }
 
 
 def repeat_weights(module: nn.Module) -> None:
