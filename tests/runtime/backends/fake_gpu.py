@@ -2,8 +2,8 @@
 
 What makes a GPU hard to program is kept: work that is put into a stream is done only when somebody
 waits for it; what is captured is not done at all, and done with the pointers of that time whenever
-the graph is launched; memory that was freed is an illegal address, and the GPU is lost from then on;
-memory is finite; nothing may be allocated or waited for during a capture.
+the graph is launched; memory that was freed is an illegal address, and the GPU is lost from then
+on; memory is finite; nothing may be allocated or waited for during a capture.
 """
 
 import ctypes

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from fake_gpu import ALIGNMENT, FakeCuda, IllegalAddress
 
+from fake_gpu import ALIGNMENT, FakeCuda, IllegalAddress
 from sfn_rt.engines.onnx_file import read_onnx
 
 Shape = tuple[int, ...]
@@ -69,7 +69,9 @@ def make_plan(
 class Engine:
     """Stands in for ICudaEngine."""
 
-    def __init__(self, trt: "FakeTensorrt", raw: dict[str, Any], log: Callable[[str], None]) -> None:
+    def __init__(
+        self, trt: "FakeTensorrt", raw: dict[str, Any], log: Callable[[str], None]
+    ) -> None:
         self.trt, self.raw, self.log = trt, raw, log
         self.session = onnxruntime.InferenceSession(
             raw["graph"], providers=["CPUExecutionProvider"]
@@ -289,7 +291,9 @@ class FakeTensorrt:
     def OnnxParserRefitter(self, refitter: Any, logger: Any) -> Any:
         def refit_from_file(path: str) -> bool:
             self.refitted.append(path)
-            same = read_onnx(Path(path)).nodes == read_onnx(Path(refitter.engine.raw["graph"])).nodes
+            same = (
+                read_onnx(Path(path)).nodes == read_onnx(Path(refitter.engine.raw["graph"])).nodes
+            )
             if not same:
                 logger.log(Severity.ERROR, "the weights are of another model")
             return same
