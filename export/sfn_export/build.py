@@ -107,7 +107,9 @@ def device_graphs(
     visual = VisualConfig(**run.info["visual"])
     device = trace_device(folder, specs["decoder"], preprocessing, visual, windows)
     reference = HostFunctions(device, preprocessing, visual, windows)
-    return device, check_device(reference, folder, threads)
+    graphs = {part: folder / f"{part}.onnx" for part in device}
+    with OrtBackend(graphs, threads=threads) as exported:
+        return device, check_device(reference, exported)
 
 
 def trace_forms(

@@ -187,6 +187,52 @@ def vlm(
 
 
 @app.command()
+def engine(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    run: Annotated[
+        Path | None, typer.Option(help="The run it was made from: PyTorch is compared too.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32, or one that the bundle was calibrated for; once for each."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Built ahead of time for SM89, say; once for each. Default the GPU here."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the reports, a folder for each precision.")
+    ] = Path("engines"),
+    clips: Annotated[
+        Path | None, typer.Option(help="Video that feeds a lower precision; default the run's own.")
+    ] = None,
+    frames: FramesOption = 120,
+    max_batch: Annotated[int, typer.Option(help="Frames at once, of all streams.")] = 16,
+    threads: ThreadsOption = None,
+) -> None:
+    """Build a bundle's engines, look into them, and compare with ONNX Runtime and PyTorch."""
+    from sfn_export.engine import examine_engines
+    from sfn_export.engine_place import EngineSettings
+
+    for each in precision or ["fp32"]:
+        settings = EngineSettings(
+            bundle=bundle,
+            out=out / each,
+            run=run,
+            precision=each,
+            targets=tuple(target or ()),
+            clips=clips,
+            frames=frames,
+            max_batch=max_batch,
+            threads=threads,
+        )
+        examine_engines(settings, typer.echo)
+        typer.echo(f"{settings.out}: what became of {bundle} at {each}")
+
+
+@app.command()
 def rtx(
     graphs: Annotated[list[Path], typer.Argument(help="ONNX files, or folders of them.")],
 ) -> None:

@@ -27,13 +27,45 @@ class Tolerance:
 
     max_abs: float  # on outputs divided by the largest magnitude expected
     min_sqnr_db: float  # signal to noise
+    max_rerouted: float  # share of the tokens that may be sent to other filters
     why: str
 
 
 TOLERANCE = {
-    "fp32": Tolerance(max_abs=5e-5, min_sqnr_db=90, why="same arithmetic, other kernel order"),
+    # Two correct fp32 programs were measured to route 1e-5 of the tokens differently.
+    "fp32": Tolerance(
+        max_abs=5e-5, min_sqnr_db=90, max_rerouted=1e-3, why="same arithmetic, other kernel order"
+    ),
+    # Measured on the trained edge model of Ped2 and its test frames, ONNX Runtime on a CPU (bf16:
+    # fp32 rounded after every operator), the worst output of any part, and tokens rerouted over
+    # all layers: fp16 0.04, 44 dB, 1.7 %; bf16 0.09, 33 dB, 14 %; int8 0.25, 19 dB, 46 %;
+    # fp8 0.26, 18 dB, 54 %. Every row leaves room for other data and other kernels.
+    "fp16": Tolerance(
+        max_abs=0.15,
+        min_sqnr_db=35,
+        max_rerouted=0.05,
+        why="10 bits of mantissa; the largest difference is where a near tie reroutes a token",
+    ),
+    "bf16": Tolerance(
+        max_abs=0.3,
+        min_sqnr_db=25,
+        max_rerouted=0.25,
+        why="7 bits of mantissa, 18 dB below fp16; 8 times as many near ties",
+    ),
+    "int8": Tolerance(
+        max_abs=0.6,
+        min_sqnr_db=14,
+        max_rerouted=0.65,
+        why="outliers clip by design, and later layers route what earlier ones changed; "
+        "the AUC gate decides",
+    ),
+    "fp8": Tolerance(
+        max_abs=0.6,
+        min_sqnr_db=13,
+        max_rerouted=0.7,
+        why="3 bits of mantissa; the AUC gate decides",
+    ),
 }
-MAX_REROUTED = 1e-3  # of the tokens: two correct fp32 programs were measured to differ on 1e-5
 
 SCALES = {"faint": 1e-3, "unit": 1.0, "outliers": 30.0}
 BATCHES = (1, 3)
@@ -184,7 +216,9 @@ def _check_case(
             rerouted.append(count_rerouted(part, first_changes(changed), case))
             alike = np.asarray(~changed.any(axis=(1, 2)))
         compared += int(alike.sum())
-        for name in expected.keys() - {ROUTING} if alike.any() else ():
+        for name in expected if alike.any() else ():
+            if name == ROUTING:
+                continue
             differences.append(
                 assert_parity(
                     f"{part}.{name}", expected[name][alike], actual[name][alike], budget, case
@@ -260,11 +294,12 @@ def count_rerouted(part: str, changed: Array, case: str) -> Rerouted:
 
 
 def check_rerouted(found: Rerouted) -> None:
-    """Raise if more tokens than the budget allows went to other filters."""
+    """Raise if more tokens than fp32's budget allows went to other filters."""
+    most = TOLERANCE["fp32"].max_rerouted
     # A tiny model has so few tokens that a single near tie would already be over a share.
-    if found.differ > max(1, MAX_REROUTED * found.tokens):
+    if found.differ > max(1, most * found.tokens):
         raise ParityError(
             f"{found.first}: {found.differ} of {found.tokens} tokens were routed differently, "
-            f"{found.share:.2%} (budget {MAX_REROUTED:.1%}), {found.case}; "
+            f"{found.share:.2%} (budget {most:.1%}), {found.case}; "
             f"budget reason: only near ties may differ"
         )
