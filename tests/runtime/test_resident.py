@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from sfn_rt.backends.fake_device import OnHost
 from sfn_rt.backends.ort import OrtBackend, OrtDevice
 from sfn_rt.bundle import load_bundle
 from sfn_rt.device_networks import DeviceNetworks
+from sfn_rt.evidence import EvidenceStream, FrameEvidence
 from sfn_rt.exceptions import BackendError
-from sfn_rt.frames import Frame
+from sfn_rt.frames import Frame, open_source
+from sfn_rt.model import open_model
 from sfn_rt.networks import Errors, HostNetworks, NetworkSettings
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.preprocess import Preprocessing
@@ -231,6 +234,43 @@ def test_continues_where_the_host_stopped_and_the_other_way_round(cut: int) -> N
         np.testing.assert_allclose(errors.semantic, wanted.semantic, atol=1e-5)
 
 
+@pytest.mark.parametrize("decoded", [True, False])
+@pytest.mark.parametrize("b", [1, 3])
+def test_the_state_after_every_block_is_the_hosts(b: int, decoded: bool) -> None:
+    (images,), (text,) = cameras(10), captions(10, 1)
+    host = HostNetworks(Mixing(), SETTINGS)
+    with OnHost(Mixing(), SETTINGS) as backend:
+        resident = Resident(backend, SETTINGS, block=b)
+        for start, stop in blocks(10, b):
+            host_errors(host, images[start:stop], text[start:stop], b)
+            resident.encode([images[start:stop]])
+            if decoded:
+                resident.decode(text[None, start:stop])
+            state, expected = resident.state(), host.state()
+            assert state.keys() == expected.keys()
+            for name, array in expected.items():
+                assert state[name].shape == array.shape
+                np.testing.assert_allclose(state[name], array, atol=1e-5)
+
+
+def test_putting_one_stream_back_leaves_the_others_where_they_are() -> None:
+    images, text = cameras(12, 2), captions(12, 2)
+    with OnHost(Mixing(), SETTINGS) as backend:
+        resident = Resident(backend, SETTINGS, streams=2, block=3)
+        resident.step([image[:3] for image in images], text[:, :3])
+        resident.encode([image[3:6] for image in images])  # nobody decodes these
+        resident.restore({}, 1)
+        found = [
+            resident.step([image[i : i + 3] for image in images], text[:, i : i + 3])
+            for i in (6, 9)
+        ]
+    for stream, begins in enumerate((0, 6)):
+        host = HostNetworks(Mixing(), SETTINGS)
+        expected = host_errors(host, images[stream][begins:], text[stream][begins:], 3)[-2:]
+        for measured, (errors, p) in zip(found, expected, strict=True):
+            assert_same(measured, stream, errors, p)
+
+
 def test_a_state_of_another_model_is_refused() -> None:
     with OnHost(Mixing(), SETTINGS) as backend:
         resident = Resident(backend, SETTINGS)
@@ -300,29 +340,31 @@ def test_the_next_block_is_written_while_the_device_works() -> None:
     np.testing.assert_array_equal(np.concatenate(found, 1), np.concatenate(expected, 1))
 
 
-def test_cameras_of_several_sizes_and_one_that_changes() -> None:
-    n, sizes = 12, ((32, 48), (16, 24), (20, 36))
-    images, text = cameras(n, 3, sizes), captions(n, 3)
-    turned = cameras(n, 3, ((64, 96), (32, 48), (16, 24)))
+def test_cameras_of_several_sizes_and_such_that_change() -> None:
+    """Two of four are alike; then all are larger, so everything moves; then as before."""
+    n, phase = 24, 8
+    small = cameras(n, 4, ((32, 48), (16, 24), (32, 48), (20, 36)))
+    large = cameras(n, 4, ((64, 96), (32, 48), (64, 96), (16, 24)))
+    text = captions(1, 4).repeat(n, axis=1)  # uploaded once, and again when its place moves
+    shown = [small, large, small]
     with OnHost(Mixing(), SETTINGS) as backend:
-        resident = Resident(backend, SETTINGS, streams=3, block=2)
+        resident = Resident(backend, SETTINGS, streams=4, block=2)
         measured = []
         for start, stop in blocks(n, 2):
-            shown = images if start < 6 else turned
-            measured.append(
-                resident.step([image[start:stop] for image in shown], text[:, start:stop])
-            )
-    for stream in range(3):
-        host = HostNetworks(Mixing(), SETTINGS)
-        expected = host_errors(host, images[stream][:6], text[stream][:6], 2)
-        expected += host_errors(host, turned[stream][6:], text[stream][6:], 2)
+            images = [image[start:stop] for image in shown[start // phase]]
+            measured.append(resident.step(images, text[:, start:stop]))
+    for stream in range(4):
+        host, expected = HostNetworks(Mixing(), SETTINGS), []
+        for i, cameras_then in enumerate(shown):
+            then = slice(i * phase, (i + 1) * phase)
+            expected += host_errors(host, cameras_then[stream][then], text[stream][then], 2)
         for found, (errors, p) in zip(measured, expected, strict=True):
             assert_same(found, stream, errors, p)
 
 
 def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     held: dict[int, int] = {}
-    most = []
+    left = []
     real_empty, real_free = HostMemory.empty, HostMemory.free
 
     def empty(self: HostMemory, shape: tuple[int, ...], dtype: str) -> Buffer:
@@ -336,16 +378,19 @@ def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(HostMemory, "empty", empty)
     monkeypatch.setattr(HostMemory, "free", free)
-    sizes = [(8 * k, 12 * k) for k in range(1, 13)]
-    with OnHost(Mixing(), SETTINGS, max_batch=3) as backend:
+    sizes = [(96 - 4 * k, 144 - 6 * k) for k in range(1, 13)]
+    with OnHost(Mixing(), SETTINGS) as backend:
         for _ in range(3):  # videos, one after the other
             resident = Resident(backend, SETTINGS, streams=2, block=4)
+            arrays = []
             for size in sizes * 2:  # more sizes than matrices are kept of
                 resident.step(cameras(4, 2, (size,)), captions(4, 2))
+                arrays.append(len(held))
+            assert set(arrays[8:]) == {arrays[8]}
             del resident
             gc.collect()
-            most.append(sum(held.values()))
-    assert most == [0, 0, 0]
+            left.append(len(held))
+    assert left == [0, 0, 0]
 
 
 def test_wrong_pictures_and_captions() -> None:
@@ -414,3 +459,34 @@ def test_onnx_graphs_on_the_device_equal_the_host(
             expected = host_errors(host, images[stream], text[stream], b)
             for found, (errors, p) in zip(measured, expected, strict=True):
                 assert_same(found, stream, errors, p)
+
+
+def test_the_evidence_of_a_video_is_the_same(tiny_bundle: Path, tiny_data: Path) -> None:
+    """The whole stream, captions and all, and one that goes on where the other stopped."""
+    video = tiny_data / "testing" / "frames" / "01"
+    with open_source(video) as source:
+        frames = list(source)
+    with (
+        open_model(tiny_bundle, threads=1) as model,
+        OrtDevice.from_bundle(model.bundle, provider="cpu", threads=1) as backend,
+    ):
+        device = replace(model.perception, backend=backend)
+        host, other = EvidenceStream(model.perception), EvidenceStream(device)
+        resumed = None
+        for start, stop in blocks(len(frames), 8):
+            looked = [stream.look(frames[start:stop]) for stream in (host, other)]
+            expected = host.predict(looked[0])
+            assert_rows(other.predict(looked[1]), expected)
+            if resumed is not None:
+                assert_rows(resumed.predict(resumed.look(frames[start:stop])), expected)
+            else:
+                resumed = EvidenceStream(device)
+                resumed.restore(*host.state(looked[0]))
+        assert expected[-1].terms.keys() == {"visual", "semantic"}
+
+
+def assert_rows(actual: Sequence[FrameEvidence], expected: Sequence[FrameEvidence]) -> None:
+    for row, wanted in zip(actual, expected, strict=True):
+        assert row.terms.keys() == wanted.terms.keys()
+        assert dict(row.terms) == pytest.approx(dict(wanted.terms), abs=1e-5)
+        assert (row.index, row.caption, row.box) == (wanted.index, wanted.caption, wanted.box)
