@@ -31,6 +31,8 @@ from numpy.typing import NDArray
 
 from sfn_rt.attributes import AttributeModel
 from sfn_rt.backends.base import Array, Backend
+from sfn_rt.backends.device import DeviceBackend
+from sfn_rt.device_networks import DeviceNetworks
 from sfn_rt.frames import Frame
 from sfn_rt.networks import Errors, HostNetworks, Networks, NetworkSettings, Seen
 from sfn_rt.normal import SceneModel
@@ -405,12 +407,17 @@ class EvidenceStream:
 
 
 def open_networks(perception: Perception, n_windows: int) -> Networks:
-    """The networks of one stream, where the backend computes."""
+    """The networks of one stream: on the device where the backend is one and all graphs are there.
+
+    Error maps stay on a device, so whoever wants to see them has them computed on the host.
+    """
     p = perception
     settings = NetworkSettings(
         observed=p.observed, preprocessing=p.preprocessing, visual=p.visual,
         n_windows=n_windows, on_error=p.on_error,
     )  # fmt: skip
+    if isinstance(p.backend, DeviceBackend) and "measure" in p.backend.parts and p.on_error is None:
+        return DeviceNetworks(p.backend, settings, BLOCK)
     return HostNetworks(p.backend, settings)
 
 
