@@ -100,7 +100,7 @@ class TrtBackend(DeviceBackend):
         context = self._context(part, {name: buffer.shape for name, buffer in feeds.items()})
         for name, buffer in feeds.items():
             self._expect(context.set_input_shape(name, buffer.shape), part, f"shape of {name!r}")
-            context.set_tensor_address(name, buffer.pointer)
+            self._place(context, part, name, buffer)
         for tensor in spec.outputs:
             shape = tuple(context.get_tensor_shape(tensor.name))
             buffer = outputs.get(tensor.name) or self._unasked(part, tensor.name, shape)
@@ -109,8 +109,12 @@ class TrtBackend(DeviceBackend):
                     f"{self.name}: {part}: output {tensor.name!r} is {tensor.dtype}{list(shape)}, "
                     f"the buffer for it {buffer.dtype}{list(buffer.shape)}"
                 )
-            context.set_tensor_address(tensor.name, buffer.pointer)
+            self._place(context, part, tensor.name, buffer)
         self._expect(context.execute_async_v3(self.memory.stream), part, "run")
+
+    def _place(self, context: Any, part: str, name: str, buffer: Buffer) -> None:
+        placed = context.set_tensor_address(name, buffer.pointer)
+        self._expect(placed, part, f"address {buffer.pointer:#x} of {name!r}")
 
     def _context(self, part: str, shapes: Shapes) -> Any:
         engine = self._engines[part]

@@ -82,7 +82,7 @@ class Record:
         if self.flavour != wanted.flavour:
             reasons.append(f"built by {self.flavour}, {wanted.flavour} is asked for")
         if self.graph != wanted.graph:
-            reasons.append("built from another graph: the bundle has changed since")
+            reasons.append("built from another graph than this bundle's")
         if self.precision != wanted.precision:
             reasons.append(f"built at {self.precision}, {wanted.precision} is asked for")
         if missing := [a for a in wanted.architectures if a not in self.architectures]:
@@ -130,14 +130,15 @@ class EngineCache:
 
     def find(self, wanted: Wanted) -> Record | str:
         """The engine that fits, or why there is none."""
-        built = [r for r in self.records() if (r.part, r.flavour) == (wanted.part, wanted.flavour)]
+        built = [record for record in self.records() if record.part == wanted.part]
         if not built:
             return "none was built for it"
         misfits = [(record.misfits(wanted), record) for record in built]
         if fitting := [record for reasons, record in misfits if not reasons]:
             # The exact version before a compatible one, the smaller of those that are large enough.
             return min(fitting, key=lambda r: (r.version != wanted.version, r.max_batch, r.plan))
-        reasons, nearest = min(misfits, key=lambda pair: len(pair[0]))
+        # The folder may hold engines of many bundles: one of this graph comes the closest.
+        reasons, nearest = min(misfits, key=lambda p: (p[1].graph != wanted.graph, len(p[0])))
         return f"{nearest.plan} is {reasons[0]}"
 
     def built(self, wanted: Wanted, options: EngineOptions) -> Record | None:

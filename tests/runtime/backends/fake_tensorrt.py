@@ -10,23 +10,20 @@ it is captured, and what was captured is wrong once the context has been given o
 import json
 from collections.abc import Callable
 from enum import Enum, IntEnum
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from fake_gpu import ALIGNMENT, FakeCuda, IllegalAddress
+from sfn_rt.backends.base import TensorSpec
 from sfn_rt.engines.onnx_file import read_onnx
 
 Shape = tuple[int, ...]
-NUMPY = {
-    "tensor(float)": "float32",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(uint8)": "uint8",
-}
 
 
 class DataType(Enum):
@@ -46,7 +43,7 @@ class Severity(IntEnum):
 
 def make_plan(
     graph: Path,
-    architecture: str,
+    architectures: tuple[str, ...],
     version: str,
     profiles: list[dict[str, tuple[int, int, int]]],
     *,
@@ -57,13 +54,19 @@ def make_plan(
     return json.dumps(
         {
             "graph": str(graph),
-            "architecture": architecture,
+            "architectures": architectures,
             "version": version,
             "profiles": profiles,
             "scratch": scratch,
             "stripped": stripped,
         }
     ).encode()
+
+
+def tensor_of(value: Any) -> TensorSpec:
+    kind = value.type.tensor_type
+    shape = tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
+    return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
 
 
 class Engine:
@@ -73,12 +76,15 @@ class Engine:
         self, trt: "FakeTensorrt", raw: dict[str, Any], log: Callable[[str], None]
     ) -> None:
         self.trt, self.raw, self.log = trt, raw, log
-        self.session = onnxruntime.InferenceSession(
-            raw["graph"], providers=["CPUExecutionProvider"]
-        )
-        self.inputs = {value.name: value for value in self.session.get_inputs()}
-        self.tensors = self.inputs | {value.name: value for value in self.session.get_outputs()}
+        graph = onnx.load(raw["graph"], load_external_data=False).graph
+        self.inputs = {value.name: tensor_of(value) for value in graph.input}
+        self.outputs = {value.name: tensor_of(value) for value in graph.output}
+        self.tensors = self.inputs | self.outputs
         self.weights_missing = raw["stripped"]
+
+    @cached_property
+    def _session(self) -> Any:
+        return onnxruntime.InferenceSession(self.raw["graph"], providers=["CPUExecutionProvider"])
 
     @property
     def num_io_tensors(self) -> int:
@@ -92,7 +98,7 @@ class Engine:
         return list(self.tensors)[index]
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return DataType(NUMPY[self.tensors[name].type])
+        return DataType(self.tensors[name].dtype)
 
     def get_tensor_shape(self, name: str) -> Shape:
         return tuple(-1 if isinstance(axis, str) else axis for axis in self.tensors[name].shape)
@@ -219,9 +225,9 @@ class Context:
             assert self.scratch is not None
             gpu.at(*self.scratch)
             feeds = {n: self._array(n, addresses[n], shapes[n]).copy() for n in shapes}
-            found = self.engine.session.run(None, feeds)
-            for value, array in zip(self.engine.session.get_outputs(), found, strict=True):
-                self._array(value.name, addresses[value.name], array.shape)[...] = array
+            found = self.engine._session.run(None, feeds)
+            for name, array in zip(self.engine.outputs, found, strict=True):
+                self._array(name, addresses[name], array.shape)[...] = array
 
         stream.put(work)
         return True
@@ -268,8 +274,8 @@ class FakeTensorrt:
         def deserialize(plan: bytes) -> Engine | None:
             raw = json.loads(plan)
             major, minor = self.gpu.capability
-            if raw["architecture"] != f"sm_{major}{minor}":
-                return refuse(f"built for {raw['architecture']}: not this GPU's architecture")
+            if f"sm_{major}{minor}" not in raw["architectures"]:
+                return refuse(f"built for {raw['architectures']}: not this GPU's architecture")
             if raw["version"] != self.__version__:
                 return refuse(f"serialization version {raw['version']} is not current")
             if len(plan) + raw.get("weights", 0) > self.gpu.total - self.gpu.used:
