@@ -2,6 +2,7 @@
 
 End to end runs as `sfn-rt score` does, looking ahead in another thread. The stages are timed one
 after another in one thread, so they add up to more than the time a frame takes end to end.
+Several streams on one device: bench_streams.py.
 """
 
 import platform
@@ -76,7 +77,7 @@ def bench(video: Path, bundle: Path, options: BenchOptions) -> BenchResult:
         fps, blocks = _end_to_end(video, model, options)
         stages = _stages(video, model, options)
         machine = {
-            "processor": _processor(),
+            "processor": processor(),
             "python": platform.python_version(),
             "backend": model.perception.backend.name,
             "threads": options.threads or "library's choice of",
@@ -217,7 +218,8 @@ def _captions(model: Model) -> str:
     return "none" if who is None else f"{who.who}, {who.settings.policy}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of this machine's processor, for a result."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

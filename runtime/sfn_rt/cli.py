@@ -259,6 +259,11 @@ def bench(
     threads: ThreadsOption = None,
     frames: Annotated[int, typer.Option(help="Frames to measure, after the warm-up.")] = 500,
     warmup: Annotated[int, typer.Option(help="Frames to run before measuring.")] = 20,
+    streams: Annotated[
+        int | None,
+        typer.Option(help="Streams kept on one device together, frames decoded beforehand."),
+    ] = None,
+    block: Annotated[int, typer.Option(help="With --streams: frames of each in a step.")] = 1,
     captioner: CaptionerOption = None,
     lane: LaneOption = None,
     lane_latency: LatencyOption = None,
@@ -275,12 +280,16 @@ def bench(
         threads=threads,
         frames=frames,
         warmup=warmup,
+        streams=streams,
+        block=block,
         lane=lane_options(captioner, lane, lane_latency),
         backend=backend_options(backend, precision, engines, device),
     )
     chosen = choose_bundle(bundle)
-    from sfn_rt.bench import bench as measure
+    from sfn_rt.bench import bench as bench_one
+    from sfn_rt.bench_streams import bench_streams
 
+    measure = bench_one if streams is None else bench_streams
     answer = measure(video, chosen, options)
     if not as_json:
         typer.echo(answer.text())

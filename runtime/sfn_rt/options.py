@@ -141,11 +141,22 @@ class BenchOptions:
     threads: int | None = None
     frames: int = 500  # measured, after the warm-up; a shorter video is measured whole
     warmup: int = 20
+    streams: int | None = None  # kept on one device together; None: one, as `score` runs it
+    block: int = 1  # frames of each of these streams in a step
     lane: LaneOptions = field(default_factory=LaneOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
+        if self.streams is not None and self.lane != LaneOptions():
+            raise InputError(
+                "--streams measures without captions; leave --captioner and --lane out"
+            )
+        if self.streams is None and self.block != 1:
+            raise InputError("--block is for --streams; one stream's blocks have a fixed length")
+        for name, value in (("--streams", self.streams), ("--block", self.block)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
         if self.frames < 1:
             raise InputError(f"--frames must be at least 1, got {self.frames}")
         if self.warmup < 0:
