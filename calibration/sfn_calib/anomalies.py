@@ -8,6 +8,7 @@ Somewhere in the picture, where things move, other content is blended in with a 
     frozen      the same place, held still
     jerky       the same place, its frames out of order
     larger      the same place, magnified
+    flickering  the same place, at one moment dark for light and at another not
 
 How strongly is one number from 0 to 1, the opacity, so every kind can be made as faint as the
 full-precision model can just see. Everything else of the picture, its noise and its light too,
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # (H, W, 3)
-KINDS = ("foreign", "faster", "reversed", "frozen", "jerky", "larger")
+KINDS = ("foreign", "faster", "reversed", "frozen", "jerky", "larger", "flickering")
 SEGMENT = 24  # frames for which an anomaly stays in one place
 SPEED = 3  # of `faster`
 MAGNIFIED = 1.8  # times, of `larger`
@@ -61,12 +62,15 @@ class Anomaly:
         self._images = images
         self._content: list[tuple[Patch, Image]] = []
         random = np.random.default_rng([*seed, KINDS.index(kind)])
-        draw = {"foreign": _foreign, "larger": _larger}.get(kind) or _elsewhen(kind)
+        drawn: dict[str, Draw] = {"foreign": _foreign, "larger": _larger, "flickering": _flickering}
+        draw = drawn.get(kind) or _elsewhen(kind)
         for start in range(0, len(images), SEGMENT):
             span = range(start, min(start + SEGMENT, len(images)))
             place = _lively_place(images, span, _size(images[0], side), random)
             self._content += draw(images, span, place, random)
-        self.abnormal = np.array([self._change(t) >= VISIBLE for t in range(len(images))])  # (n,)
+        shows = np.array([self._change(t) >= VISIBLE for t in range(len(images))])
+        # What is gone again is as unexpected as what has come: a frame after one that shows counts.
+        self.abnormal = shows | np.r_[False, shows[:-1]]  # (n,)
 
     def frame(self, t: int, strength: float) -> Image:
         """Frame t with the anomaly at an opacity of 0 to 1."""
@@ -129,12 +133,21 @@ def _larger(
     return [(place, np.asarray(cv2.resize(middle.of(images[t]), size), np.uint8)) for t in span]
 
 
+def _flickering(
+    images: Sequence[Image], span: range, place: Patch, random: np.random.Generator
+) -> list[tuple[Patch, Image]]:
+    """The place, in half of the frames with light and dark exchanged."""
+    on = random.random(len(span)) < 0.5
+    usual = [place.of(images[t]) for t in span]
+    return [(place, 255 - image if dark else image) for image, dark in zip(usual, on, strict=True)]
+
+
 def _to_and_fro(places: NDArray[Any], n: int) -> NDArray[Any]:
     """Whole numbers reflected into 0 .. n - 1."""
     if n == 1:
         return np.zeros_like(places)
     around = np.abs(places) % (2 * (n - 1))
-    return np.minimum(around, 2 * (n - 1) - around)
+    return np.asarray(np.minimum(around, 2 * (n - 1) - around))
 
 
 def _size(image: Image, side: tuple[int, int]) -> tuple[int, int]:
@@ -155,8 +168,9 @@ def _lively_place(
     change = np.zeros(greys[0].shape, np.float32)
     for before, after in pairwise(greys):
         change += cv2.absdiff(before, after)
-    boxes = cv2.boxFilter(change, -1, (width, height), anchor=(0, 0))
-    boxes = boxes[: len(change) - height + 1, : change.shape[1] - width + 1].copy()
+    boxes = np.asarray(cv2.boxFilter(change, -1, (width, height), anchor=(0, 0)), np.float32)
+    rows, columns = boxes.shape
+    boxes = boxes[: rows - height + 1, : columns - width + 1].copy()
     places: list[Patch] = []
     weights: list[float] = []
     for _ in range(PLACES):

@@ -21,11 +21,11 @@ from typing import Any
 
 from sfn_calib.clips import Clips, choose_clips, known_held_out
 from sfn_calib.exceptions import CalibrationError, GateError
-from sfn_calib.faint import Studio, Trials, find_trials, run_trials
+from sfn_calib.faint import Known, Studio, Trials, find_trials, run_trials
 from sfn_calib.gate import GateFigures, Pair, Scoring, compare
 from sfn_calib.mixed import Attempt, Workshop, settle
 from sfn_calib.recipe import Recipe
-from sfn_calib.report import Made, picture
+from sfn_calib.report import REPORT_SCHEMA, Made, picture
 from sfn_calib.variant import add_precision, copy_without, taken
 from sfn_calib.watch import open_reference, record_feeds, with_backend
 from sfn_rt.backends.base import Backend
@@ -181,6 +181,19 @@ def read_run(path: Path, bundle: Bundle) -> Mapping[str, Any]:
     return dict(raw)
 
 
+def known_opacities(bundle: Bundle, clips: Clips) -> Known | None:
+    """What the search came to for another precision of this very model, on this very footage."""
+    for precision in bundle.manifest.precisions.values():
+        report = json.loads(bundle.path(precision.report).read_text("utf-8"))
+        if report["schema_version"] != REPORT_SCHEMA:
+            continue
+        same_model = report["bundle"]["graphs"] == _identity(bundle)["graphs"]
+        if same_model and report["clips"]["gate"] == clips.to_json()["gate"]:
+            found = report["anomalies"]
+            return Known(found["opacity"], found["left_out"])
+    return None
+
+
 @dataclass(frozen=True)
 class Gate:
     """Held-out footage, altered as faintly as full precision can see, and how it is scored."""
@@ -206,7 +219,8 @@ class Gate:
             f"{len(clips.calibration)} runs of clips calibrate; {clips.gate_frames} frames in "
             f"{len(clips.gate)} stretches judge, terms {', '.join(model.perception.terms)}"
         )
-        trials = find_trials(studio, model.perception, scoring)
+        known = known_opacities(model.bundle, clips)
+        trials = find_trials(studio, model.perception, scoring, known)
         for kind, why in trials.left_out.items():
             say(f"note: anomaly {kind} is left out: {why}")
         return cls(model, clips, studio, scoring, trials, options)

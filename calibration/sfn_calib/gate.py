@@ -49,9 +49,12 @@ class Scoring:
 
     def scores(self, pair: Pair, protocol: str) -> tuple[FloatArray, FloatArray]:
         """(n,) of the usual copy, (n,) of the altered one; what is no number counts as 0."""
-        usual, altered = (_finite(track.terms) for track in (pair.usual, pair.altered))
+        usual, altered = _finite(pair.usual.terms), _finite(pair.altered.terms)
         if protocol == "causal":
-            return tuple(causal_scores(t, self.tails, self.alpha) for t in (usual, altered))  # type: ignore[return-value]
+            return (
+                causal_scores(usual, self.tails, self.alpha),
+                causal_scores(altered, self.tails, self.alpha),
+            )
         joined = {term: np.concatenate([usual[term], altered[term]]) for term in usual}
         whole = paper_scores(joined, self.constants)
         return whole[: pair.usual.n_frames], whole[pair.usual.n_frames :]

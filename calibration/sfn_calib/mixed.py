@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sfn_calib.convert import Converted, convert
 from sfn_calib.emulate import open_variant
 from sfn_calib.exceptions import CalibrationError
@@ -44,7 +46,8 @@ class Layer:
             "part": self.part,
             "layer": self.node,
             "operator": self.operator,
-            "sqnr_db": round(self.sqnr_db, 2),
+            # null: a layer that gives nothing but zeros on these clips, or is exact
+            "sqnr_db": round(self.sqnr_db, 2) if np.isfinite(self.sqnr_db) else None,
         }
 
 
