@@ -1,4 +1,4 @@
-"""What docker/ promises, read from the files: no docker is needed, and none is run."""
+"""What docker/ and docs/deploy.md promise, read from the files: no docker is needed or run."""
 
 import re
 import shlex
@@ -181,6 +181,44 @@ def test_services_are_commands_that_exist(compose: dict[str, Any]) -> None:
         program, command = service["entrypoint"]
         assert program == "sfn-rt"
         assert command in commands
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """Every command of the page's shell blocks, in words, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    return [
+        words
+        for block in blocks
+        for line in block.splitlines()
+        if (words := shlex.split(line, comments=True))
+    ]
+
+
+def test_every_command_of_the_page_exists(repository: Path, project: dict[str, Any]) -> None:
+    from typer.main import get_command
+
+    from sfn_export.cli import app as export
+    from sfn_rt.cli import app as runtime
+
+    known = {"sfn-rt": get_command(runtime), "sfn_export": get_command(export)}
+    page = (repository / "docs" / "deploy.md").read_text("utf-8")
+    found = 0
+    for words in commands_of(page):
+        for start in (i + 1 for i, word in enumerate(words) if word in known):
+            program = words[start - 1]
+            command = known[program].commands[words[start]]  # type: ignore[attr-defined]
+            options = {name for parameter in command.params for name in parameter.opts}
+            asked = {word.partition("=")[0] for word in words[start:] if word.startswith("--")}
+            assert asked <= options, f"{' '.join(words)}: no {asked - options}"
+            found += 1
+        for file in (words[i + 1] for i, word in enumerate(words) if word == "-f"):
+            assert (repository / file).is_file(), file
+        for extras in re.findall(r"whl\)\[([\w,]+)\]", " ".join(words)):
+            assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+    assert found > 8
+    targets = (repository / "Makefile").read_text("utf-8")
+    for target in re.findall(r"`make ([\w-]+)", page):
+        assert re.search(rf"^{target}:", targets, re.MULTILINE), target
 
 
 def test_a_jetson_changes_image_and_runtime_alone(
