@@ -30,6 +30,7 @@ from sfn_rt.backends.base import Array
 
 STEPS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})  # between a value and a layer
 IN_VARIANT, ALONE = "variant/", "alone/"
+MOST_DB = 150.0  # 2**-24 of the signal is 144 dB below it
 ENERGIES = ("signal", "alone", "behind")
 
 
@@ -84,12 +85,12 @@ def layer_sqnr(
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Of two energies; what is not finite is as bad as can be."""
+    """Of two energies, within what float32 can tell apart; what is not finite is all noise."""
     if not math.isfinite(noise) or not math.isfinite(signal):
-        return -math.inf
+        return -MOST_DB
     if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+        return MOST_DB
+    return max(-MOST_DB, min(MOST_DB, 10 * math.log10(signal / noise))) if signal > 0 else -MOST_DB
 
 
 class _Comparison:

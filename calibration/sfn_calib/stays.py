@@ -13,6 +13,9 @@ from sfn_calib.recipe import PRODUCTS, Recipe
 NORMS = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"}
 EXPONENTIALS = {"Softmax", "LogSoftmax", "Exp", "Log", "Softplus", "ReduceLogSumExp"}
 SUMS = {"ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "CumSum"}
+# Between a Softmax and its product (attention that guards against rows without a key). In float32
+# behind a Softmax, with a Cast to half behind them, they stop TensorRT-RTX 1.7 (mha_fusion).
+CHOICES = {"Where", "IsNaN"}
 INTEGERS = {2, 3, 4, 5, 6, 7, 9, 12, 13}  # of onnx.TensorProto, with BOOL
 
 REASONS = {
@@ -112,7 +115,8 @@ def _probabilities(graph: Graph) -> Iterable[NodeProto]:
         if node.op_type in sources or not own:
             continue
         if all(name in held or graph.is_constant(name) for name in floats):
-            yield node
+            if node.op_type not in CHOICES:
+                yield node
             if node.op_type not in PRODUCTS:
                 held.update(node.output)
 
