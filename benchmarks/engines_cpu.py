@@ -4,7 +4,7 @@
 
 Every part and device graph is built ahead of time by TensorRT-RTX for each target and in each
 precision that the bundle has; what the builder says of the engine's layers is counted: how many
-there are, how many hold several nodes, which share of the matrix products is computed in which type.
+there are, how many hold several nodes, which share of the matrix products has which type.
 Then each precision runs on the CPU and is compared with fp32 on the same inputs. Nothing here says
 anything about speed on a GPU. Prints a table, then one line of JSON.
 """
@@ -61,17 +61,21 @@ def measure(
     paths: list[Path], flavour: Flavour, targets: list[str] | tuple[str, ...], threads: int | None
 ) -> dict[str, Any]:
     """All bundles in all of their precisions."""
-    engines, parity = [], []
+    engines: list[dict[str, Any]] = []
+    parity: list[dict[str, Any]] = []
+    seen: set[Path] = set()
     for path in paths:
         bundle = load_bundle(path)
         profile = bundle.manifest.profile
         for precision in (FULL, *bundle.manifest.precisions):
             able = [t for t in targets if int(t[2:]) >= OLDEST.get(precision, 0)]
             for part in engine_parts(bundle, precision):
+                if part.graph.path in seen:
+                    continue  # a part that this precision leaves as it is
+                seen.add(part.graph.path)
                 say(f"{profile}: {part.name} at {precision} for {', '.join(able)}")
-                engines.append(
-                    {"profile": profile, "asked": precision, **built(part, flavour, able)}
-                )
+                row = {"profile": profile, "asked": precision}
+                engines.append(row | built(part, flavour, able))
         parity += compared(bundle, threads)
     return {
         "benchmark": "engines_cpu",
@@ -156,9 +160,9 @@ def difference(expected: Array, actual: Array) -> dict[str, float]:
 def table(report: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        f"TensorRT-RTX {report['versions']['tensorrt-rtx']}, built ahead of time; no GPU took part.",
+        f"TensorRT-RTX {report['versions']['tensorrt-rtx']}, ahead of time; no GPU took part.",
         "",
-        "| bundle | precision | part | its own | targets | layers of nodes | fused "
+        "| bundle | precision | part | of | targets | layers of nodes | fused "
         "| matrix products | MB | s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

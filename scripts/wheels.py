@@ -88,7 +88,7 @@ class Downloader:
             found = NO_MATCH.search(said)
             if found is None:
                 raise PackError(f"pip cannot download {requirement}: {last_line(said)}")
-            absent = found[1].strip()
+            absent = found[1].partition(";")[0].strip()  # without: extra == "rtx"
             if absent in self._tried or not self._build(absent):
                 return absent
             self._tried.add(absent)
