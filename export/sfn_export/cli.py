@@ -209,6 +209,7 @@ def engine(
         Path | None, typer.Option(help="Video that feeds a lower precision; default the run's own.")
     ] = None,
     frames: FramesOption = 120,
+    fps: FpsOption = None,
     max_batch: Annotated[int, typer.Option(help="Frames at once, of all streams.")] = 16,
     threads: ThreadsOption = None,
 ) -> None:
@@ -225,6 +226,7 @@ def engine(
             targets=tuple(target or ()),
             clips=clips,
             frames=frames,
+            fps=fps,
             max_batch=max_batch,
             threads=threads,
         )

@@ -111,12 +111,14 @@ def real_feeds(bundle: Bundle, run: Run | None, settings: EngineSettings) -> Fee
     """What real video feeds the parts: of --clips, else of the run's own data."""
     videos: Sequence[Video] = ()
     if settings.clips is not None:
-        videos = clips_of(settings.clips)
+        videos = clips_of(settings.clips, settings.fps)
     elif run is not None:
-        videos = find_clips(run, ExportOptions())
+        videos = find_clips(run, ExportOptions(fps=settings.fps))
     if not videos:
         raise EngineError(
             f"{settings.precision} is compared on what real video feeds the parts, and the run's "
             f"own is not here; name some with --clips"
         )
-    return record_feeds(bundle, videos, frames=settings.frames, threads=settings.threads)
+    return record_feeds(
+        bundle, videos, frames=settings.frames, fps=settings.fps, threads=settings.threads
+    )

@@ -140,7 +140,7 @@ class Tokens:
 
 
 def record_feeds(
-    bundle: Bundle, videos: Sequence[Video], *, frames: int, threads: int | None
+    bundle: Bundle, videos: Sequence[Video], *, frames: int, fps: float | None, threads: int | None
 ) -> dict[str, list[Arrays]]:
     """What every part is fed while the first `frames` frames of each video are scored in fp32."""
     with open_model(bundle.folder, threads=threads) as opened:
@@ -148,7 +148,7 @@ def record_feeds(
         model = with_backend(opened, recorder)
         for video in videos:
             recorder.begin()
-            with open_source(video.path, fps=video.fps) as source:
+            with open_source(video.path, fps=fps) as source:
                 run = VideoRun(described(model, None, video), source.fps)
                 for block in run.blocks(source):
                     run.take(block)

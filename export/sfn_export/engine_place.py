@@ -25,7 +25,8 @@ class EngineSettings:
     precision: str = FULL
     targets: tuple[str, ...] = ()  # none: the GPU here, or TARGETS
     clips: Path | None = None  # video that feeds a lower precision; None: the run's own
-    frames: int = 120
+    frames: int = 120  # of each clip
+    fps: float | None = None  # where the clips do not state it
     max_batch: int = 16
     threads: int | None = None
 

@@ -11,6 +11,7 @@ then names its source by itself, and keeps its name when another module changes.
 import ast
 import contextlib
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -192,16 +193,20 @@ def export_onnx(module: nn.Module, spec: PartSpec, path: Path) -> None:
     )
     inputs = tuple(_example(tensor) for tensor in spec.inputs)
     with _quiet_exporter():
-        program = torch.onnx.export(
-            module.eval(),
-            inputs,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(dynamic,),
-            input_names=[tensor.name for tensor in spec.inputs],
-            output_names=[tensor.name for tensor in spec.outputs],
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=(dynamic,),
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            program = torch.export.export(module, inputs, dynamic_shapes=(dynamic,))
+            raise ExportError(f"{path}: {unsupported(error, program)}") from error
     if program is None:
         raise ExportError(f"{path}: torch.onnx.export returned no program")
     graph = _graph_of(program, path)
@@ -210,6 +215,25 @@ def export_onnx(module: nn.Module, spec: PartSpec, path: Path) -> None:
     _leave_unsorted(graph)
     _name_axes(graph, spec)
     path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def unsupported(error: Exception, program: torch.export.ExportedProgram) -> str:
+    """Which operator of which module torch.onnx has no ONNX for, from what it raised."""
+    found = re.search(r"node %(\w+) .*target=torch\.ops\.([\w.]+)", str(error.__cause__))
+    if found is None:
+        return f"torch.onnx cannot write it: {' '.join(str(error.__cause__ or error).split())}"
+    name, operator = found[1], found[2].removesuffix(".default")
+    # torch.onnx has taken some operators apart by then: aten.special_bessel_j0 is prims.bessel_j0.
+    for node in [*program.graph.nodes, *program.run_decompositions().graph.nodes]:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        if stack and node.name.endswith(name):
+            path, module = stack[-1]
+            kind = getattr(module, "__name__", str(module).rpartition(".")[2])
+            return (
+                f"ONNX has no operator for {operator}, node {node.name!r} of the module {path!r} "
+                f"({kind}); write that module with others"
+            )
+    return f"ONNX has no operator for {operator}, node {name!r}; write its module with others"
 
 
 def check_graph(part: str, path: Path) -> PartSpec:
