@@ -10,7 +10,7 @@ Axes: S streams, b frames of a block, F decoded frames.
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ from sfn_rt.normal import NormalFootage
 from sfn_rt.options import BenchOptions
 from sfn_rt.prediction_error import VisualConfig
 from sfn_rt.resident import Measured, Resident
-from sfn_rt.scores import CausalScore
 from sfn_rt.semantics.levels import NormalLevels
 
 Images = NDArray[np.uint8]
+FloatArray = NDArray[np.float64]
 DECODED = 512e6  # bytes of pictures that are kept in memory
 
 
@@ -63,7 +63,7 @@ class StreamsResult:
                 f"{self.frames} frames: {self.frames_per_second:.1f} frames/s of all streams, "
                 f"{self.frames_per_second / self.streams:.1f} of each "
                 f"(a step p50 {self.step_ms['p50']:.2f} ms, p99 {self.step_ms['p99']:.2f} ms)",
-                f"a step: uploads {self.uploads_per_step:g}, downloads {self.downloads_per_step:g}; "
+                f"a step: {self.uploads_per_step:g} upload, {self.downloads_per_step:g} download; "
                 f"scored: {', '.join(self.terms)}",
             ]
         )
@@ -79,8 +79,8 @@ def bench_streams(video: Path, path: Path, options: BenchOptions) -> StreamsResu
     manifest = bundle.manifest
     if manifest.system == "dual-memory":
         raise InputError(
-            "--streams: dual-memory runs one clip at a time and keeps nothing on a device; leave the "
-            "option out"
+            "--streams: dual-memory runs one clip at a time and keeps nothing on a device; leave "
+            "it out"
         )
     settings = NetworkSettings(
         observed=manifest.observed,
@@ -89,7 +89,9 @@ def bench_streams(video: Path, path: Path, options: BenchOptions) -> StreamsResu
         n_windows=len(manifest.semantics.windows) if manifest.semantics else 1,
     )
     pictures = _decoded(video, options)
-    scores = _Scores(NormalFootage.from_arrays(bundle.normal()), settings.n_windows, options)
+    scores = _Scores(
+        NormalFootage.from_arrays(bundle.normal()), settings.n_windows, manifest.score.ema_alpha
+    )
     with (
         _device(bundle, options) as backend,
         Resident(backend, settings, streams=_streams(options), block=options.block) as networks,
@@ -123,30 +125,41 @@ def _streams(options: BenchOptions) -> int:
 
 
 class _Scores:
-    """The causal score of each stream."""
+    """The causal scores of all streams, with the arithmetic of scores.CausalScore."""
 
-    def __init__(self, normal: NormalFootage, n_windows: int, options: BenchOptions) -> None:
-        self._levels = NormalLevels.of(normal, n_windows)
+    def __init__(self, normal: NormalFootage, n_windows: int, alpha: float) -> None:
+        levels = NormalLevels.of(normal, n_windows)
+        self._expected, self._alpha = levels.expected, alpha
         self._tails = {t: tail for t, tail in normal.tails.items() if t in ("visual", "semantic")}
-        self._causal = [CausalScore(self._tails) for _ in range(_streams(options))]
-        self.usual = self._levels.usual
+        self._mean: FloatArray | None = None  # (S,)
+        self.usual = levels.usual
         self.terms = tuple(self._tails)
 
-    def take(self, measured: Measured) -> None:
-        """Score the frames of a step."""
-        expected = self._levels.expected
-        for stream, causal in enumerate(self._causal):
-            columns: dict[str, list[float]] = {}
-            visual = measured.column("visual", stream)
-            if visual is not None:
-                columns["visual"] = visual.tolist()
-            if expected is not None:
-                distilled = measured.column("distilled", stream)
-                guesses = np.full(len(measured.of(stream)), np.nan)
-                guesses = guesses if distilled is None else distilled
-                columns["semantic"] = [expected.of(guess) for guess in guesses.tolist()]
-            for values in zip(*(columns[term] for term in self._tails), strict=True):
-                causal.update(dict(zip(self._tails, values, strict=True)))
+    def take(self, measured: Measured) -> FloatArray:
+        """(S, p) scores of a step's frames; all streams began together."""
+        rows = measured.rows[:, measured.rows.shape[1] - measured.n_predicted[0] :]  # (S, p, M)
+        surprise = np.zeros(rows.shape[:2])
+        for term, tail in self._tails.items():
+            surprise += tail.surprise(self._evidence(term, rows, measured.layout))
+        scores = np.empty_like(surprise)
+        for i, now in enumerate(surprise.T):  # (S,)
+            before = now if self._mean is None else self._mean
+            self._mean = before + self._alpha * (now - before)
+            scores[:, i] = self._mean
+        return scores
+
+    def _evidence(
+        self, term: str, rows: NDArray[np.float32], layout: Mapping[str, slice]
+    ) -> FloatArray:
+        """(S, p) of a term; the semantic one as the student expects it."""
+        if term == "visual":
+            return rows[:, :, layout["visual"].start].astype(np.float64)
+        guesses = np.full(rows.shape[:2], np.nan)
+        if "distilled" in layout:
+            guesses[:] = rows[:, :, layout["distilled"].start]
+        assert self._expected is not None
+        found = [self._expected.of(guess) for guess in guesses.ravel().tolist()]
+        return np.array(found).reshape(guesses.shape)
 
 
 def _run(

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from sfn_rt.backends.base import PartSpec, TensorSpec
-from sfn_rt.backends.ort import PROVIDER, OrtBackend
+from sfn_rt.backends.device import HostMemory
+from sfn_rt.backends.ort import BINDINGS, PROVIDER, OrtBackend, OrtDevice, open_memory
 from sfn_rt.bundle import load_bundle
 from sfn_rt.exceptions import BackendError, BundleError, InputError
 
@@ -162,3 +163,95 @@ def test_a_cache_alone_may_be_empty(tmp_path: Path) -> None:
             backend.infer("part", {"new": nothing, "cache": new})
         with pytest.raises(InputError, match=r"'new' must be float16\[batch, sequence, 2\], got"):
             backend.infer("part", {"new": new[:0], "cache": nothing[:0]})
+
+
+# --- on a device's buffers
+
+
+def test_device_reads_and_writes_its_memory(graph: Path) -> None:
+    with OrtDevice({"part": graph}, HostMemory(), threads=1) as backend:
+        memory = backend.memory
+        x, squared = (memory.empty((2, 3), "float32") for _ in range(2))
+        for scale in (1, 2):  # what is bound once is read anew
+            memory.upload(scale * X, x)
+            backend.run("part", {"x": x}, {"squared": squared})
+            np.testing.assert_array_equal(memory.download(squared), (scale * X) ** 2)
+        row = x.rows(1, 2)
+        backend.run("part", {"x": row}, {"doubled": squared.rows(0, 1)})
+        np.testing.assert_array_equal(memory.download(squared)[0], 4 * X[1])
+        np.testing.assert_array_equal(memory.download(squared)[1], 4 * X[1] ** 2)
+        assert (memory.counts.uploads, memory.counts.downloads) == (2, 4)
+        plain = backend.infer("part", {"x": X}, ["doubled"])
+        np.testing.assert_array_equal(plain["doubled"], X + X)
+        assert not backend.records
+    with pytest.raises(BackendError, match="ort-cpu: the backend is closed"):
+        backend.run("part", {"x": x}, {"doubled": squared})
+
+
+def test_bindings_do_not_pile_up(graph: Path) -> None:
+    with OrtDevice({"part": graph}, HostMemory(), threads=1) as backend:
+        memory = backend.memory
+        x = memory.empty((200, 3), "float32")
+        for i in range(200):
+            backend.run(
+                "part", {"x": x.rows(i, i + 1)}, {"doubled": memory.empty((1, 3), "float32")}
+            )
+        assert len(backend._bindings) <= BINDINGS
+
+
+def test_a_bundle_on_a_device_has_the_device_parts(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    with OrtDevice.from_bundle(bundle, provider="cpu", threads=1) as backend:
+        entries = {**bundle.manifest.parts, **bundle.manifest.device}
+        assert {name: entry.spec for name, entry in entries.items()} == backend.parts
+        assert {"prepare", "difference", "measure"} <= backend.parts.keys()
+
+
+def test_cuda_where_the_library_has_none(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDER])
+    message = r"is the build without CUDA; `pip uninstall onnxruntime` and then `pip install 'sfn-"
+    with pytest.raises(BackendError, match=message):
+        OrtDevice.from_bundle(load_bundle(tiny_bundle), provider="cuda")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"pip install 'sfn-rt\[gpu\]'"):
+        open_memory("cuda")
+
+
+class CudaAddresses(HostMemory):
+    """Says that it lies on a GPU; no session is given any of its arrays here."""
+
+    device = ("cuda", 1)
+    stream = 4711
+
+
+def test_a_session_that_fell_back_is_refused(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu does without a driver: no error, and the CPU."""
+    asked = []
+
+    def session(path: Path, options: object, providers: list[object]) -> object:
+        asked.append(providers)
+        return SimpleNamespace(get_providers=lambda: [PROVIDER])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(
+        BackendError, match=r"asked for CUDAExecutionProvider, the session runs on .*sfn-rt\[gpu\]'"
+    ):
+        OrtDevice({"part": graph}, CudaAddresses())
+    settings = {"device_id": "1", "user_compute_stream": "4711"}
+    assert asked == [[("CUDAExecutionProvider", settings)]]
+
+
+def test_a_session_on_cuda_names_the_cpu_too(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 3])
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *args, **how: SimpleNamespace(
+            get_providers=lambda: ["CUDAExecutionProvider", PROVIDER],
+            get_inputs=lambda: [value],
+            get_outputs=lambda: [value],
+        ),
+    )
+    assert OrtDevice({"part": graph}, CudaAddresses()).name == "ort-cuda"
