@@ -71,10 +71,10 @@ def load_flavour(name: str) -> Flavour:
             f"{MODULES[name]} cannot be imported ({' '.join(str(error).split())}); install it with "
             f"`pip install 'sfn-rt[{EXTRAS[name]}]'` ({WHERE[name]})"
         ) from error
-    if (found := release_of(version)) < (oldest := OLDEST[name]):
+    if release_of(version) < (oldest := OLDEST[name]):
         raise BackendError(
             f"{MODULES[name]} is {version}, {'.'.join(map(str, oldest))} is the oldest that works; "
-            f"install a newer one, found {'.'.join(map(str, found))}"
+            "install a newer one"
         )
     return Flavour(name, module, version)
 
