@@ -40,6 +40,14 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stay:
+    """Products that this recipe leaves in what runs beside int8 or fp8."""
+
+    nodes: str  # their names, with * and ?; a name begins with that of its module
+    why: str  # for the report
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One way to write a bundle's graphs in a lower precision."""
 
@@ -49,6 +57,7 @@ class Recipe:
     operators: tuple[str, ...] = PRODUCTS  # int8, fp8: quantised where they have a constant weight
     ranges: Rule = "minmax"  # int8, fp8: what of the activations seen is representable
     percentile: float = 99.99  # of magnitudes, for `ranges: percentile`
+    stay: tuple[Stay, ...] = ()  # int8, fp8: beside what every recipe keeps
     leave: tuple[str, ...] = ()  # parts of the model that stay fp32
     budget: Budget = field(
         default_factory=lambda: Budget(auc_points=0.3, spearman=0.95, rerouted=0.3)

@@ -4,10 +4,11 @@ Found by structure, never by name: a router is what leads from a product to a To
 """
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from onnx import NodeProto
 
-from sfn_calib.graph import Graph
+from sfn_calib.graph import MOVES, Graph
 from sfn_calib.recipe import PRODUCTS, Recipe
 
 NORMS = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"}
@@ -29,6 +30,8 @@ REASONS = {
     "constants": "computed of constants alone, once, when an engine is built",
     "attention": "both factors are activations: there is no constant weight to quantise, and both "
     "ranges change with every clip",
+    "gated": "adds up the codes that the gates let through, and no path leads around it: its error "
+    "reaches the next router whole",
     "gathered": "its weights are gathered block by block: their scales would have to be, too",
     "weight": "its weight has not the layout that has one scale a channel",
     "operators": "the recipe quantises no {operator}",
@@ -56,7 +59,7 @@ def stays_full(graph: Graph) -> dict[str, str]:
 
 def quantisable(graph: Graph, recipe: Recipe) -> tuple[list[NodeProto], dict[str, str]]:
     """The products that a recipe quantises, and of every other product why it is not."""
-    full = stays_full(graph)
+    full = stays_full(graph) | dict.fromkeys(_gated_products(graph), REASONS["gated"])
     chosen: list[NodeProto] = []
     not_chosen: dict[str, str] = {}
     for node in graph.nodes:
@@ -80,7 +83,7 @@ def _unfit(graph: Graph, node: NodeProto, recipe: Recipe) -> str | None:
         return REASONS["weight"]
     if node.op_type not in recipe.operators:
         return REASONS["operators"].format(operator=node.op_type)
-    return None
+    return next((stay.why for stay in recipe.stay if fnmatchcase(node.name, stay.nodes)), None)
 
 
 def _gathered(graph: Graph, name: str) -> bool:
@@ -119,6 +122,18 @@ def _probabilities(graph: Graph) -> Iterable[NodeProto]:
                 yield node
             if node.op_type not in PRODUCTS:
                 held.update(node.output)
+
+
+def _gated_products(graph: Graph) -> Iterable[str]:
+    """Products of what a gate was multiplied into, where a TopK made the gate."""
+    gated = {n for node in graph.nodes if node.op_type == "TopK" for n in node.output}
+    for node in graph.nodes:
+        if not any(name in gated for name in graph.float_inputs(node)):
+            continue
+        if node.op_type in PRODUCTS:
+            yield node.name
+        elif node.op_type in MOVES | {"Mul", "Div", "ReduceSum"}:
+            gated.update(node.output)
 
 
 def _back(graph: Graph, names: list[str], *, stop: set[str], last: set[str]) -> Iterable[NodeProto]:
