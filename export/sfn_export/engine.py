@@ -17,7 +17,7 @@ from typing import Any
 
 from sfn_export.engine_build import PartEngine, build_part
 from sfn_export.engine_compare import compare_all
-from sfn_export.engine_parity import Compared, budget_of
+from sfn_export.engine_parity import Compared, precisions_of
 from sfn_export.engine_place import EngineSettings, Place, choose_place
 from sfn_rt.bundle import Bundle, load_bundle
 from sfn_rt.bundle_folder import bundle_folder
@@ -31,7 +31,7 @@ class EngineResult:
     """What `engine` answers, and what its report holds."""
 
     precision: str
-    variants: Mapping[str, str]  # part -> variant; device graphs are fp32
+    precisions: Mapping[str, str]  # by part; device graphs are fp32
     place: Place
     engines: Mapping[str, PartEngine]
     compared: tuple[Compared, ...]
@@ -53,7 +53,7 @@ class EngineResult:
         place = self.place
         return {
             "precision": self.precision,
-            "variants": dict(self.variants),
+            "precisions": dict(self.precisions),
             "flavour": place.flavour.name,
             "version": place.flavour.version,
             "targets": list(place.targets or ()),
@@ -77,18 +77,16 @@ class EngineResult:
 def examine_engines(settings: EngineSettings, say: Say) -> EngineResult:
     """Build every part, compare, and write the report; nothing is written where one is over."""
     bundle = load_bundle(settings.bundle)
-    variants = bundle.variants(settings.precision)
-    for variant in variants.values():
-        budget_of(variant)
-    place = choose_place(settings)
+    precisions = precisions_of(bundle, settings.precision)
+    place = choose_place(settings, precisions)
     with bundle_folder(settings.out, JSON_FILE, "a report of engines") as folder:
         say(place.text())
         engines = build_all(bundle, settings, place, say)
-        compared, notes = compare_all(bundle, variants, engines, settings, place)
+        compared, notes = compare_all(bundle, precisions, engines, settings, place)
         for line in (*(each.text() for each in compared), *notes):
             say(line)
         result = EngineResult(
-            settings.precision, variants, place, engines, tuple(compared), tuple(notes)
+            settings.precision, precisions, place, engines, tuple(compared), tuple(notes)
         )
         (folder / TEXT_FILE).write_text(result.text(), encoding="utf-8")
         (folder / JSON_FILE).write_text(json.dumps(result.to_json()) + "\n", encoding="utf-8")

@@ -11,7 +11,6 @@ from sfn_export.engine_parity import (
     Feeds,
     RunnerBackend,
     Tokens,
-    budget_of,
     compare_full,
     compare_lower,
     onnxruntime_runners,
@@ -36,7 +35,7 @@ NOT_RUN = "no engine was executed: there is no NVIDIA GPU here; they were built 
 
 def compare_all(
     bundle: Bundle,
-    variants: Mapping[str, str],
+    precisions: Mapping[str, str],
     engines: Mapping[str, PartEngine],
     settings: EngineSettings,
     place: Place,
@@ -44,7 +43,7 @@ def compare_all(
     """What can run here against its references; and what cannot, in words."""
     run = load_run(settings.run) if settings.run is not None else None
     specs = {part: entry.spec for part, entry in bundle.manifest.parts.items()}
-    lower = {budget_of(variant)[0] for variant in variants.values()} - {FULL}
+    lower = set(precisions.values()) - {FULL}
     found: list[Compared] = []
     notes: list[str] = []
     with ExitStack() as stack:
@@ -61,7 +60,7 @@ def compare_all(
             notes.append(f"ONNX Runtime was not run: it has no kernels for {absent[0]} on a CPU")
         elif references:
             runners = onnxruntime_runners(
-                bundle.graphs(settings.precision), variants, settings.threads
+                bundle.graphs(settings.precision), precisions, settings.threads
             )
             tested.append(stack.enter_context(RunnerBackend("ONNX Runtime", runners, specs)))
         if place.gpu is not None:
@@ -74,8 +73,8 @@ def compare_all(
         for name, reference in references.items():
             for backend in tested:
                 names = (backend.name, name)
-                found += compare_full(reference, backend, variants, Tokens.of(bundle), names)
-                found += compare_lower(reference, backend, variants, feeds, names)
+                found += compare_full(reference, backend, precisions, Tokens.of(bundle), names)
+                found += compare_lower(reference, backend, precisions, feeds, names)
     return found, notes
 
 

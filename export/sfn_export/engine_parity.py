@@ -6,6 +6,7 @@ while video runs through the bundle; and as some tokens always meet other filter
 are compared and the share of those tokens has a budget of its own. The reference is fp32.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from sfn_export.parity import (
     ROUTING,
     TOLERANCE,
     ParityReport,
-    Tolerance,
     assert_parity,
     check_parts,
     routing_changes,
@@ -108,9 +108,9 @@ class RunnerBackend(CheckedBackend):
 
 
 def onnxruntime_runners(
-    graphs: Mapping[str, Path], variants: Mapping[str, str], threads: int | None
+    graphs: Mapping[str, Path], precisions: Mapping[str, str], threads: int | None
 ) -> dict[str, Any]:
-    """A runner of ONNX Runtime on the CPU for each graph; `variants` says in what precision."""
+    """A runner of ONNX Runtime on the CPU for each graph."""
     import onnxruntime as ort
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
@@ -118,7 +118,7 @@ def onnxruntime_runners(
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if variants[part] == "fp8":  # the optimiser moves a Transpose of fp8: it has no kernel
+        if precisions[part] == "fp8":  # the optimiser moves a Transpose of fp8: it has no kernel
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -162,18 +162,25 @@ def record_feeds(
     return recorder.feeds
 
 
-def budget_of(variant: str) -> tuple[str, Tolerance]:
-    """The precision of a part's variant (`fp32-dispatch` is fp32) and what it may differ by."""
-    precision = variant.partition("-")[0]
-    if precision not in TOLERANCE:
-        raise EngineError(f"no budget for {variant!r}; there are {', '.join(TOLERANCE)}")
-    return precision, TOLERANCE[precision]
+def precisions_of(bundle: Bundle, asked: str) -> dict[str, str]:
+    """The arithmetic of each part: a key of TOLERANCE, whatever its variant is called."""
+    variants = bundle.variants(asked)
+    if asked == FULL or asked in bundle.manifest.forms:
+        return dict.fromkeys(variants, FULL)
+    path = bundle.path(bundle.manifest.precisions[asked].report)
+    try:
+        lower = json.loads(path.read_bytes())["recipe"]["precision"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{path} does not say its recipe's precision; calibrate again") from error
+    if lower not in TOLERANCE:
+        raise EngineError(f"{path}: no budget for {lower!r}; there are {', '.join(TOLERANCE)}")
+    return {part: lower if v == asked else FULL for part, v in variants.items()}
 
 
 def compare_full(
     reference: Backend,
     tested: Backend,
-    variants: Mapping[str, str],
+    precisions: Mapping[str, str],
     tokens: "Tokens",
     names: tuple[str, str],
 ) -> list[Compared]:
@@ -181,7 +188,7 @@ def compare_full(
 
     `names` are those of what is tested and of the reference, for people.
     """
-    parts = [part for part in tested.parts if budget_of(variants[part])[0] == FULL]
+    parts = [part for part in tested.parts if precisions[part] == FULL]
     if not parts:
         return []
     report = check_parts(
@@ -209,17 +216,16 @@ def worst_of(report: ParityReport, names: tuple[str, str]) -> list[Compared]:
 def compare_lower(
     reference: Backend,
     tested: Backend,
-    variants: Mapping[str, str],
+    precisions: Mapping[str, str],
     feeds: Feeds,
     names: tuple[str, str],
 ) -> list[Compared]:
     """The parts in a lower precision, on all feeds at once; raises where one is over budget."""
     found: list[Compared] = []
     for part in tested.parts:
-        precision, budget = budget_of(variants[part])
-        if precision != FULL:
+        if (precision := precisions[part]) != FULL:
             expected, actual = (_all(b, part, feeds[part]) for b in (reference, tested))
-            found += _compare_lower(part, expected, actual, precision, budget, names)
+            found += _compare_lower(part, expected, actual, precision, names)
     return found
 
 
@@ -228,9 +234,9 @@ def _compare_lower(
     expected: Arrays,
     actual: Arrays,
     precision: str,
-    budget: Tolerance,
     names: tuple[str, str],
 ) -> list[Compared]:
+    budget = TOLERANCE[precision]
     case = f"{precision}, {names[0]} against {names[1]}, real clips"
     rerouted = None
     if ROUTING in expected:

@@ -1,5 +1,6 @@
 """What is built of a bundle, with which TensorRT, and for which GPUs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Place:
         return f"{self.flavour.title} ahead of time for {', '.join(self.targets)}"
 
 
-def choose_place(settings: EngineSettings) -> Place:
+def choose_place(settings: EngineSettings, precisions: Mapping[str, str]) -> Place:
     """TensorRT on the GPU here, else TensorRT-RTX: for that GPU, or ahead of time."""
     try:
         gpu: Gpu | None = None if settings.targets else find_gpu()
@@ -65,6 +66,7 @@ def choose_place(settings: EngineSettings) -> Place:
         except BackendError:
             rtx = load_flavour("tensorrt-rtx")
             return Place(rtx, targets_here(rtx, gpu), gpu)
-    precision = settings.precision.partition("-")[0]
-    targets = settings.targets or SINCE.get(precision, TARGETS)
-    return Place(load_flavour("tensorrt-rtx"), tuple(targets), None)
+    for lower in precisions.values():
+        if lower in SINCE and not settings.targets:
+            return Place(load_flavour("tensorrt-rtx"), SINCE[lower], None)
+    return Place(load_flavour("tensorrt-rtx"), settings.targets or TARGETS, None)
