@@ -9,7 +9,7 @@ it is captured, and what was captured is wrong once the context has been given o
 
 import json
 from collections.abc import Callable
-from enum import Enum, IntEnum
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +19,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from fake_builder import Builder, Config, Parser, Severity, Shape, tensor_of
 from fake_gpu import ALIGNMENT, FakeCuda, IllegalAddress
-from sfn_rt.backends.base import TensorSpec
 from sfn_rt.engines.onnx_file import read_onnx
-
-Shape = tuple[int, ...]
 
 
 class DataType(Enum):
@@ -31,42 +29,6 @@ class DataType(Enum):
     INT64 = "int64"
     INT32 = "int32"
     UINT8 = "uint8"
-
-
-class Severity(IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
-
-
-def make_plan(
-    graph: Path,
-    architectures: tuple[str, ...],
-    version: str,
-    profiles: list[dict[str, tuple[int, int, int]]],
-    *,
-    scratch: int = 4096,
-    stripped: bool = False,
-) -> bytes:
-    """An engine: ranges of dynamic axes by name, a profile each; `scratch` bytes an entry."""
-    return json.dumps(
-        {
-            "graph": str(graph),
-            "architectures": architectures,
-            "version": version,
-            "profiles": profiles,
-            "scratch": scratch,
-            "stripped": stripped,
-        }
-    ).encode()
-
-
-def tensor_of(value: Any) -> TensorSpec:
-    kind = value.type.tensor_type
-    shape = tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
-    return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape)
 
 
 class Engine:
@@ -114,6 +76,21 @@ class Engine:
 
     def create_runtime_config(self) -> "RuntimeConfig":
         return RuntimeConfig(self.trt)
+
+    def create_engine_inspector(self) -> Any:
+        nodes = read_onnx(Path(self.raw["graph"])).nodes
+        layers = [
+            {
+                "Name": node.name,
+                "LayerType": node.operator.lower(),
+                "Inputs": [{"Name": "x", "Datatype": "Float"}],
+                "Outputs": [{"Name": "y", "Datatype": "Float"}],
+                "Metadata": f"[ONNX Layer: {node.name}]",
+            }
+            for node in nodes
+        ]
+        text = json.dumps({"Layers": layers})
+        return SimpleNamespace(get_engine_information=lambda layer_format: text)
 
     def create_execution_context(self, strategy: Any) -> "Context":
         if isinstance(strategy, RuntimeConfig):
@@ -263,9 +240,28 @@ class FakeTensorrt:
             self.ComputeCapability = SimpleNamespace(__members__=dict.fromkeys(names, 0))
             self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
         self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+        self.fails = ""  # what the builder says instead of building
+        self.configs: list[Config] = []
+        self.OnnxParser = Parser
+        names = ("TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL")
+        self.BuilderFlag = SimpleNamespace(**{name: name for name in names})
+        self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+        self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+        self.LayerInformationFormat = SimpleNamespace(JSON="json")
+
+    def Builder(self, logger: Any) -> "Builder":
+        return Builder(self, logger)
+
+    class IProgressMonitor:
+        def __init__(self) -> None:
+            pass
 
     class ILogger:
         Severity = Severity
+
+        def __init__(self) -> None:
+            pass
 
         def log(self, level: Severity, message: str) -> None:
             raise NotImplementedError

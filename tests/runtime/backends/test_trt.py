@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fake_builder import make_plan
 from fake_gpu import FakeCuda
-from fake_tensorrt import FakeTensorrt, make_plan
+from fake_tensorrt import FakeTensorrt
 from sfn_rt.backends import cuda
 from sfn_rt.backends.base import Array, PartSpec
 from sfn_rt.backends.ort import OrtBackend, OrtDevice
