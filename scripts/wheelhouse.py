@@ -187,6 +187,8 @@ def collect_wheels(
     own = build_wheel(ROOT, work / "own")
     target = options.target
     folder = work / f"wheels_{target.python}_{target.architecture}"
+    for old in folder.glob("sfn_rt-*.whl"):
+        old.unlink()  # pip takes a file of the same name for the same wheel
     loader = Downloader(folder, target, options.indexes)
     tests = next(r for r in project()["optional-dependencies"]["dev"] if r.startswith("pytest"))
     for requirement in (str(own), tests):
@@ -217,7 +219,7 @@ def why_missing(extra: str, requirement: str, target: Target) -> str:
 def keep(wheel: Path, folder: Path) -> Path:
     """The wheel as it is packed: not compressed inside."""
     out = folder / wheel.name
-    if not out.exists() or out.stat().st_mtime < wheel.stat().st_mtime:
+    if not out.exists() or out.stat().st_mtime <= wheel.stat().st_mtime:
         store(wheel, out)
     return out
 
