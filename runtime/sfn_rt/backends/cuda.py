@@ -140,7 +140,7 @@ class CudaMemory:
         """Page-locked memory of the host: a GPU fetches from it by itself."""
         pointer = int(self._call(self._cuda.cudaHostAlloc, max(1, nbytes), 0))
         self._pinned.append(pointer)
-        return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(pointer), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer))
 
     def upload(self, host: Array, to: Buffer) -> None:
         """Copy a contiguous array in, in stream order."""

@@ -196,7 +196,7 @@ def _run(
 
 
 def _monitor(trt: Any, progress: Progress | None) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Tells how far the builder is, and stops it."""
 
         def __init__(self) -> None:

@@ -150,14 +150,17 @@ def _one(
     wanted = part.wanted(flavour, where, options.engine.max_batch)
     if not options.again and (found := cache.built(wanted, options.engine)) is not None:
         return BuiltEngine(found, found=True)
-    here = isinstance(where, Gpu)
-    timings = None
-    if here and not flavour.ahead_of_time:
+    targets, timings = None, None
+    if not isinstance(where, Gpu):
+        targets = where
+    elif flavour.ahead_of_time:
+        targets = targets_here(flavour, where)
+    else:
         timings = cache.timings(flavour, where.architecture)
     built = build(
         part.graph,
         flavour,
-        targets=targets_here(flavour, where) if here else where,
+        targets=targets,
         options=options.engine,
         timings=timings.read_bytes() if timings is not None and timings.is_file() else None,
         device=options.device,

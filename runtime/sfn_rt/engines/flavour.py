@@ -100,7 +100,7 @@ def release_of(version: str) -> tuple[int, ...]:
 def _messages(module: Any) -> Any:
     severity = module.ILogger.Severity
 
-    class Messages(module.ILogger):  # type: ignore[misc, name-defined]
+    class Messages(module.ILogger):  # type: ignore[misc]
         """Keeps what went wrong, which TensorRT would print, and what was built."""
 
         def __init__(self) -> None:

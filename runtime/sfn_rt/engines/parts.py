@@ -26,18 +26,20 @@ class EnginePart:
         self, flavour: Flavour, where: Gpu | Sequence[str], max_batch: int | None = None
     ) -> Wanted:
         """The engine to look for or build: for a GPU, or for targets such as "SM89"."""
-        here = isinstance(where, Gpu)
+        if isinstance(where, Gpu):
+            architectures: tuple[str, ...] = (where.architecture,)
+            # TensorRT tunes for a model of GPU, TensorRT-RTX for an architecture.
+            gpu = None if flavour.ahead_of_time else where.name
+        else:
+            architectures, gpu = tuple(f"sm_{target[2:]}" for target in where), None
         return Wanted(
             part=self.name,
             precision=self.precision,
             graph=self.graph.sha256(),
             flavour=flavour.name,
             version=flavour.version,
-            architectures=(
-                (where.architecture,) if here else tuple(f"sm_{target[2:]}" for target in where)
-            ),
-            # TensorRT tunes for a model of GPU, TensorRT-RTX for an architecture.
-            gpu=where.name if here and not flavour.ahead_of_time else None,
+            architectures=architectures,
+            gpu=gpu,
             max_batch=max_batch,
         )
 
