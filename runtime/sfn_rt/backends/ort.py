@@ -158,7 +158,14 @@ def _provider(memory: Memory) -> str | tuple[str, dict[str, str]]:
     kind, number = memory.device
     if kind == "cpu":
         return PROVIDER
-    return CUDA_PROVIDER, {"device_id": str(number), "user_compute_stream": str(memory.stream)}
+    return CUDA_PROVIDER, {
+        "device_id": str(number),
+        "user_compute_stream": str(memory.stream),
+        # fp32 is fp32: by default products are of 10 bits, which the evidence and the router see.
+        "use_tf32": "0",
+        # By default every kernel is tried at each new shape, and the fastest then differs by run.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
 
 
 def _in_stream_order() -> Any:

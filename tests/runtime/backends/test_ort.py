@@ -228,9 +228,9 @@ class CudaAddresses(HostMemory):
 
 def test_a_session_that_fell_back_is_refused(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As onnxruntime-gpu does without a driver: no error, and the CPU."""
-    asked = []
+    asked: list[list[tuple[str, dict[str, str]]]] = []
 
-    def session(path: Path, options: object, providers: list[object]) -> object:
+    def session(path: Path, options: object, providers: list[tuple[str, dict[str, str]]]) -> object:
         asked.append(providers)
         return SimpleNamespace(get_providers=lambda: [PROVIDER])
 
@@ -239,8 +239,10 @@ def test_a_session_that_fell_back_is_refused(graph: Path, monkeypatch: pytest.Mo
         BackendError, match=r"asked for CUDAExecutionProvider, the session runs on .*sfn-rt\[gpu\]'"
     ):
         OrtDevice({"part": graph}, CudaAddresses())
-    settings = {"device_id": "1", "user_compute_stream": "4711"}
-    assert asked == [[("CUDAExecutionProvider", settings)]]
+    (((provider, settings),),) = asked
+    assert provider == "CUDAExecutionProvider"
+    assert (settings["device_id"], settings["user_compute_stream"]) == ("1", "4711")
+    assert settings["use_tf32"] == "0"
 
 
 def test_a_session_on_cuda_names_the_cpu_too(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
