@@ -5,7 +5,7 @@ training configuration. The whole recipe goes into the report of the bundle that
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -53,15 +53,13 @@ class Recipe:
 
     name: str
     precision: Lower
+    budget: Budget
     beside: Beside = "fp32"  # int8, fp8: what all else computes in that need not be fp32
     operators: tuple[str, ...] = PRODUCTS  # int8, fp8: quantised where they have a constant weight
     ranges: Rule = "minmax"  # int8, fp8: what of the activations seen is representable
     percentile: float = 99.99  # of magnitudes, for `ranges: percentile`
     stay: tuple[Stay, ...] = ()  # int8, fp8: beside what every recipe keeps
     leave: tuple[str, ...] = ()  # parts of the model that stay fp32
-    budget: Budget = field(
-        default_factory=lambda: Budget(auc_points=0.3, spearman=0.95, rerouted=0.3)
-    )
 
     def __post_init__(self) -> None:
         if self.precision in HALF and self.beside != "fp32":

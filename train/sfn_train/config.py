@@ -346,6 +346,9 @@ def _build(
             values[name] = _convert(kind, raw[name], source, dotted)
         elif dataclasses.is_dataclass(kind) and isinstance(kind, type) and not where:
             values[name] = _build(kind, {}, source, dotted)
+    required = (f for f in dataclasses.fields(cls) if f.default is f.default_factory)  # MISSING
+    if missing := [f.name for f in required if f.name not in values]:
+        raise ConfigError(f"{source}: {where or 'the file'} must set {', '.join(missing)}")
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
