@@ -130,11 +130,6 @@ class Search:
         return replace(self, high=strength, high_auc=auc)
 
 
-def near(aucs: Sequence[float]) -> bool:
-    """Whether a kind's search may end."""
-    return abs(float(np.mean(aucs)) - AIM) <= NEAR and in_range(aucs)
-
-
 def _log_odds(auc: float) -> float:
     share = min(max(auc / 100, 1e-4), 1 - 1e-4)
     return float(np.log(share / (1 - share)))
@@ -153,64 +148,86 @@ def find_trials(
 ) -> Trials:
     """Anomalies of all kinds that fit, as faint as full precision can just see them."""
     usual = studio.usual(perception, "fp32, normal")
-    left_out = dict(known.left_out) if known else {}
-    found: dict[str, tuple[float, list[Pair]]] = {}  # kind -> how far from the aim, pairs
-    cases: dict[str, list[Case]] = {}
-
-    def look(kind: str, strength: float, step: int) -> list[float]:
-        own = [replace(case, strength=strength) for case in cases[kind]]
-        pairs = studio.pairs(perception, usual, own, f"fp32, {kind} {strength:.2f} ({step})")
-        aucs = auc_of(pairs, scoring)
-        miss = abs(float(np.mean(aucs)) - AIM)
-        if in_range(aucs) and (kind not in found or miss < found[kind][0]):
-            found[kind], cases[kind] = (miss, pairs), own
-        return aucs
-
-    cases = _share_out(len(studio.stretches), KINDS)
-    at_full: dict[str, float] = {}
-    for kind in KINDS if known is None else ():
-        at_full[kind] = float(np.mean(look(kind, 1.0, 0)))
-        if at_full[kind] < AIM - NEAR:
-            left_out[kind] = f"hardly seen even at full opacity, AUC {at_full[kind]:.1f}"
-    found.clear()
-    seen = [kind for kind in KINDS if kind not in left_out]
-    cases = _share_out(len(studio.stretches), seen)
+    finder = _Finder(studio, perception, scoring, usual)
+    if known is None:
+        finder.try_all_at_full()
+    else:
+        finder.left_out.update(known.left_out)
+    seen = [kind for kind in KINDS if kind not in finder.left_out]
+    finder.share_out(seen)
     for kind in seen:
-        search = Search(high_auc=at_full.get(kind, 99.99))
-        strength = known.opacity.get(kind, search.strength) if known else search.strength
-        for step in range(1, STEPS + 1):
-            aucs = look(kind, strength, step)
-            if near(aucs):
-                break
-            search = search.after(strength, float(np.mean(aucs)))
-            strength = search.strength
-            if search.high - search.low < CLOSE:
-                break
-        if kind not in found:
-            left_out[kind] = f"no opacity brings it into the range, AUC {np.mean(aucs):.1f} at last"
-    used = [kind for kind in seen if kind in found]
-    if len(used) < FEWEST_KINDS:
-        said = "; ".join(f"{kind}: {why}" for kind, why in left_out.items())
-        raise GateError(
-            f"no gate can be built, as too few anomalies have an AUC of {LEAST:g} to {MOST:g} at "
-            f"fp32 ({said}); give more normal footage, or train the model longer"
-        )
-    trials = Trials(
-        tuple(case for kind in used for case in cases[kind]),
-        tuple(pair for kind in used for pair in found[kind][1]),
-        left_out,
-    )
-    _check_range(trials, scoring)
+        finder.search(kind, known.opacity.get(kind) if known else None)
+    trials = finder.trials()
+    _check(trials, scoring)
     return trials
 
 
-def _share_out(n_stretches: int, kinds: Sequence[str]) -> dict[str, list[Case]]:
-    """Every stretch has a kind and every kind a stretch, in turn."""
-    cases: dict[str, list[Case]] = {kind: [] for kind in kinds}
-    for i in range(max(n_stretches, len(kinds)) if kinds else 0):
-        kind = kinds[i % len(kinds)]
-        cases[kind].append(Case(i % n_stretches, kind, 1.0))
-    return cases
+class _Finder:
+    """The searches of all kinds, and the best that each has come to."""
+
+    def __init__(
+        self, studio: Studio, perception: Perception, scoring: Scoring, usual: Sequence[Track]
+    ) -> None:
+        self._studio, self._perception, self._scoring = studio, perception, scoring
+        self._usual = usual
+        self._cases: dict[str, list[Case]] = {}
+        self._found: dict[str, tuple[float, list[Case], list[Pair]]] = {}  # first: off the aim by
+        self._at_full: dict[str, float] = {}
+        self.left_out: dict[str, str] = {}
+
+    def share_out(self, kinds: Sequence[str]) -> None:
+        """Every stretch has a kind and every kind a stretch, in turn."""
+        self._cases = {kind: [] for kind in kinds}
+        self._found.clear()
+        n_stretches = len(self._studio.stretches)
+        for i in range(max(n_stretches, len(kinds)) if kinds else 0):
+            kind = kinds[i % len(kinds)]
+            self._cases[kind].append(Case(i % n_stretches, kind, 1.0))
+
+    def try_all_at_full(self) -> None:
+        """Leave out the kinds that the model does not see at full opacity."""
+        self.share_out(KINDS)
+        for kind in KINDS:
+            self._at_full[kind] = auc = float(np.mean(self._look(kind, 1.0, 0)))
+            if auc < AIM - NEAR:
+                self.left_out[kind] = f"hardly seen even at full opacity, AUC {auc:.1f}"
+
+    def search(self, kind: str, first: float | None) -> None:
+        """Find the opacity of a kind, beginning with the `first` where one is known."""
+        search = Search(high_auc=self._at_full.get(kind, Search.high_auc))
+        strength = search.strength if first is None else first
+        auc = float("nan")
+        for step in range(1, STEPS + 1):
+            aucs = self._look(kind, strength, step)
+            auc = float(np.mean(aucs))
+            if abs(auc - AIM) <= NEAR and in_range(aucs):
+                return
+            search = search.after(strength, auc)
+            if search.high - search.low < CLOSE:
+                break
+            strength = search.strength
+        if kind not in self._found:
+            self.left_out[kind] = f"no opacity brings it into the range, AUC {auc:.1f} at last"
+
+    def trials(self) -> Trials:
+        """The best of every kind that has one."""
+        found = [self._found[kind] for kind in KINDS if kind in self._found]
+        return Trials(
+            tuple(case for _, cases, _ in found for case in cases),
+            tuple(pair for _, _, pairs in found for pair in pairs),
+            self.left_out,
+        )
+
+    def _look(self, kind: str, strength: float, step: int) -> list[float]:
+        """The AUCs of a kind at an opacity, remembered where they fit and are the nearest yet."""
+        cases = [replace(case, strength=strength) for case in self._cases[kind]]
+        label = f"fp32, {kind} {strength:.2f} ({step})"
+        pairs = self._studio.pairs(self._perception, self._usual, cases, label)
+        aucs = auc_of(pairs, self._scoring)
+        miss = abs(float(np.mean(aucs)) - AIM)
+        if in_range(aucs) and (kind not in self._found or miss < self._found[kind][0]):
+            self._found[kind] = miss, cases, pairs
+        return aucs
 
 
 def run_trials(
@@ -233,7 +250,15 @@ def in_range(aucs: Sequence[float]) -> bool:
     return LEAST <= float(np.mean(aucs)) <= MOST and max(aucs) <= BLIND
 
 
-def _check_range(trials: Trials, scoring: Scoring) -> None:
+def _check(trials: Trials, scoring: Scoring) -> None:
+    """Refuse a gate through which anything would pass."""
+    kinds = {case.kind for case in trials.cases}
+    if len(kinds) < FEWEST_KINDS:
+        said = "; ".join(f"{kind}: {why}" for kind, why in trials.left_out.items())
+        raise GateError(
+            f"no gate can be built, as too few anomalies have an AUC of {LEAST:g} to {MOST:g} at "
+            f"fp32 ({said}); give more normal footage, or train the model longer"
+        )
     aucs = auc_of(trials.reference, scoring)
     if not in_range(aucs):
         said = ", ".join(f"{name} {auc:.1f}" for name, auc in zip(PROTOCOLS, aucs, strict=True))

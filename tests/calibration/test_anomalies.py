@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from footage import SIZE, walk
 
+from footage import SIZE, walk
 from sfn_calib.anomalies import KINDS, Anomaly
 
 IMAGES = walk(50, 3)

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from footage import scene_of, walk, write_data, write_video
 
+from footage import scene_of, walk, write_data, write_video
 from sfn_calib.clips import Clips, HeldOut, choose_clips, known_held_out, spread_runs
 from sfn_calib.exceptions import CalibrationError
 from sfn_rt.bundle import Provenance
