@@ -70,8 +70,9 @@ def bundle(
 ) -> None:
     """Trace, compare with PyTorch, and pack RUN into a bundle."""
     from sfn_export.build import ExportOptions, build_bundle
+    from sfn_export.dispatch import Form
 
-    forms = [each.value for each in form or [FormName.fastest]]
+    forms: list[Form] = [each.value for each in form or [FormName.fastest]]
     options = ExportOptions(
         form=forms[0],
         also=tuple(forms[1:]),

@@ -124,7 +124,8 @@ class Semantic(nn.Module):
         p, a = (x.unflatten(1, (self.windows, -1)) for x in (predicted, actual))  # (B, K, S)
         norms = (p * p).sum(dim=-1).sqrt() * (a * a).sum(dim=-1).sqrt()  # (B, K)
         cosine = (p * a).sum(dim=-1) / norms.clamp(min=1e-12)
-        return (1.0 - cosine).mean(dim=1, keepdim=True)
+        error: Tensor = (1.0 - cosine).mean(dim=1, keepdim=True)
+        return error
 
 
 class Measure(nn.Module):

@@ -205,8 +205,8 @@ def export_onnx(module: nn.Module, spec: PartSpec, path: Path) -> None:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            program = torch.export.export(module, inputs, dynamic_shapes=(dynamic,))
-            raise ExportError(f"{path}: {unsupported(error, program)}") from error
+            traced_again = torch.export.export(module, inputs, dynamic_shapes=(dynamic,))
+            raise ExportError(f"{path}: {unsupported(error, traced_again)}") from error
     if program is None:
         raise ExportError(f"{path}: torch.onnx.export returned no program")
     graph = _graph_of(program, path)
