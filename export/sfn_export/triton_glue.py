@@ -57,9 +57,9 @@ class Graph:
 
     def whole(self, spec: PartSpec) -> onnx.ModelProto:
         """The finished graph, checked."""
-        sides = [[_value(tensor) for tensor in side] for side in (spec.inputs, spec.outputs)]
+        takes, gives = ([_value(tensor) for tensor in side] for side in (spec.inputs, spec.outputs))
         constants = list(self._constants.values())
-        graph = helper.make_graph(self._nodes, self._name, *sides, constants)
+        graph = helper.make_graph(self._nodes, self._name, takes, gives, constants)
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
         onnx.checker.check_model(model, full_check=True)

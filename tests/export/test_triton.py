@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -26,7 +27,7 @@ from sfn_export.trace import specs_of, trace_part
 from sfn_export.triton import parse_size
 from sfn_rt.backends.base import Array
 from sfn_rt.backends.ort import OrtBackend
-from sfn_rt.bundle import PartEntry, load_bundle, write_manifest
+from sfn_rt.bundle import PartEntry, Precision, load_bundle, write_manifest
 from sfn_rt.evidence import FrameEvidence
 from sfn_rt.features import Predictor
 from sfn_rt.frames import Frame, open_source
@@ -347,6 +348,38 @@ def test_placement_and_size_stand_in_the_configs(tiny_bundle: Path, tmp_path: Pa
     assert set(record["models"]) == server.models.keys() | server.ensembles.keys()
 
 
+def test_a_precision_is_served_with_what_lies_beside_its_graph(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    graph = onnx.load(bundle / "decoder.onnx")
+    onnx.save_model(
+        graph, bundle / "decoder.low.onnx", save_as_external_data=True, location="low.data",
+        size_threshold=1024,
+    )  # fmt: skip
+    for name in ("low.json", "low.png"):
+        (bundle / name).write_text("{}")
+    manifest = load_bundle(tiny_bundle).manifest
+    decoder = manifest.parts["decoder"]
+    files = {**decoder.files, "low": "decoder.low.onnx"}
+    variants = {part: entry.default for part, entry in manifest.parts.items()}
+    low = Precision(
+        parts={**variants, "decoder": "low"}, recipe="low", gate={},
+        report="low.json", picture="low.png",
+    )  # fmt: skip
+    parts = {**manifest.parts, "decoder": replace(decoder, files=files)}
+    write_manifest(bundle, replace(manifest, parts=parts, precisions={"low": low}))
+    write(bundle, tmp_path / "repository", "--precision", "low")
+    served = tmp_path / "repository" / "decoder" / "1"
+    assert {path.name for path in served.iterdir()} == {"model.onnx", "low.data"}
+    assert (served / "model.onnx").read_bytes() == (bundle / "decoder.low.onnx").read_bytes()
+    Server(tmp_path / "repository")
+    assert (
+        json.loads((tmp_path / "repository" / "sfn_triton.json").read_text())["precision"] == "low"
+    )
+
+
 def test_an_earlier_repository_is_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "repository"
     write(tiny_bundle, out, "--size", SIZE)
@@ -363,9 +396,9 @@ def variant(bundle: Path, run: Path, out: Path, **changes: Any) -> Path:
     manifest = load_bundle(bundle).manifest
     assert manifest.semantics is not None
     torch.manual_seed(3)
-    usual = load_run(run).config.model
-    assert isinstance(usual, ModelConfig)
-    network = SFN(replace(usual, **changes)).eval()
+    tiny = load_run(run).config.model
+    assert isinstance(tiny, ModelConfig)
+    network = SFN(replace(tiny, **changes)).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -375,10 +408,13 @@ def variant(bundle: Path, run: Path, out: Path, **changes: Any) -> Path:
     if not config.use_text:
         parts, semantics = {}, replace(semantics, text=None)
     out.mkdir()
-    specs = {
-        p: trace_part(p, network, None, out / f"{p}.onnx", form="dense")
-        for p in specs_of(network, text=False)
-    }
+    specs = specs_of(network, text=False)
+    for name, spec in specs.items():
+        usual = manifest.parts.get(name)
+        if name != "decoder" and usual is not None and usual.spec == spec:
+            shutil.copyfile(bundle / f"{name}.onnx", out / f"{name}.onnx")  # as good, and there
+        else:
+            trace_part(name, network, None, out / f"{name}.onnx", form="dense")
     wanted = replace(manifest.preprocessing, height=config.frame_height, width=config.frame_width)
     visual = VisualConfig(**manifest.visual)  # type: ignore[arg-type]
     device = trace_device(out, specs["decoder"], wanted, visual, config.n_windows)
