@@ -110,6 +110,8 @@ class TrtBackend(DeviceBackend):
                     f"the buffer for it {buffer.dtype}{list(buffer.shape)}"
                 )
             self._place(context, part, tensor.name, buffer)
+        if self._gpu.recording is not None:
+            self._check_recordable(context, part)
         self._expect(context.execute_async_v3(self.memory.stream), part, "run")
 
     def _place(self, context: Any, part: str, name: str, buffer: Buffer) -> None:
@@ -120,23 +122,39 @@ class TrtBackend(DeviceBackend):
         engine = self._engines[part]
         profile = engine.profile_for(shapes)
         if profile is None:
-            largest = {name: list(shape) for name, shape in engine.profiles[-1].largest.items()}
-            raise InputError(
-                f"{self.name}: {part}: the engine takes up to {largest}, got "
-                f"{ {name: list(shape) for name, shape in shapes.items()} }; build a larger one "
-                f"with {self._rebuild()}"
-            )
+            raise InputError(self._too_large(engine, shapes))
         recording = self._gpu.recording
         if recording is None:
             return self._kept_context(self._contexts, (part, profile.index), engine, profile)
         key = (part, *sorted(shapes.items()))
-        context = self._kept_context(recording.kept, key, engine, profile)
-        if not getattr(context, "is_stream_capturable", _always)(self.memory.stream):
+        return self._kept_context(recording.kept, key, engine, profile)
+
+    def _check_recordable(self, context: Any, part: str) -> None:
+        # TensorRT cannot be asked, and what has no loops of its own, as here, can be recorded.
+        asks = getattr(context, "is_stream_capturable", None)
+        if asks is not None and not asks(self.memory.stream):
             raise BackendError(
                 f"{self.name}: {part} cannot be part of a CUDA graph; build it again with "
                 f"{self._rebuild()}"
             )
-        return context
+
+    def _too_large(self, engine: OpenEngine, shapes: Shapes) -> str:
+        sizes = {
+            axis: size
+            for tensor in engine.spec.inputs
+            for axis, size in zip(tensor.shape, shapes[tensor.name], strict=True)
+        }
+        batch, height, width = (sizes.get(axis) for axis in ("batch", "height", "width"))
+        larger = self._rebuild(
+            max_batch=batch if batch is not None and batch > (self.max_batch or batch) else None,
+            max_frame=(height, width) if height is not None and width is not None else None,
+        )
+        largest = {name: list(shape) for name, shape in engine.profiles[-1].largest.items()}
+        arrived = {name: list(shape) for name, shape in shapes.items()}
+        return (
+            f"{self.name}: {engine.part}: the engine takes up to {largest}, got {arrived}; build a "
+            f"larger one with {larger}"
+        )
 
     def _kept_context(
         self, kept: dict[Any, Any], key: object, engine: OpenEngine, profile: Profile
@@ -164,7 +182,7 @@ class TrtBackend(DeviceBackend):
         if needed > free:
             fits = self._batch_that_fits(free)
             way = (
-                f"a max batch of {fits} fits: {self._rebuild(max_batch=fits)}"
+                f"a max batch of about {fits} fits: {self._rebuild(max_batch=fits)}"
                 if fits
                 else "not even a batch of 1 fits; take a lower --precision or another GPU"
             )
@@ -176,15 +194,10 @@ class TrtBackend(DeviceBackend):
         return self.memory.empty((max(1, needed),), "uint8").pointer, needed
 
     def _batch_that_fits(self, free: int) -> int:
-        """The most frames at once whose scratch memory is there; 0: none."""
+        """About how many frames at once the scratch memory would do for; 0: none."""
         engines, low, high = list(self._engines.values()), 0, self.max_batch or 1
         while low < high:
             batch = (low + high + 1) // 2
-            need = max(engine.scratch_bytes_at(batch, self.memory.stream) for engine in engines)
+            need = max(engine.scratch_bytes_at(batch) for engine in engines)
             low, high = (batch, high) if need <= free else (low, batch - 1)
         return low
-
-
-def _always(stream: int) -> bool:
-    """TensorRT before it could be asked: what was built here, without loops, can be recorded."""
-    return True

@@ -106,20 +106,19 @@ class OpenEngine:
 
     def scratch_bytes(self) -> int:
         """Scratch memory for the largest sizes."""
-        sizes = self._engine.get_device_memory_size_for_profile_v2
-        return max((int(sizes(profile.index)) for profile in self.profiles), default=0)
+        return max((self._scratch_bytes_of(profile) for profile in self.profiles), default=0)
 
-    def scratch_bytes_at(self, batch: int, stream: int) -> int:
-        """Scratch memory for a batch, everything else at its largest."""
-        profile = self.profiles[-1]
-        context = self.context(profile, stream, scratch=None)
-        batched = {t.name for t in self.spec.inputs if t.shape and t.shape[0] == "batch"}
-        for name, shape in profile.largest.items():
-            wanted = (batch, *shape[1:]) if name in batched else shape
-            context.set_input_shape(name, wanted)
-        return int(context.update_device_memory_size_for_shapes())
+    def scratch_bytes_at(self, batch: int) -> int:
+        """About what a batch takes: between the profile for one and that for many it is linear."""
+        one, many = self._scratch_bytes_of(self.profiles[0]), self.scratch_bytes()
+        largest = self.max_batch or 1
+        share = (batch - 1) / (largest - 1) if largest > 1 else 1.0
+        return round(one + (many - one) * min(share, 1.0))
 
-    def context(self, profile: Profile, stream: int, scratch: tuple[int, int] | None) -> Any:
+    def _scratch_bytes_of(self, profile: Profile) -> int:
+        return int(self._engine.get_device_memory_size_for_profile_v2(profile.index))
+
+    def context(self, profile: Profile, stream: int, scratch: tuple[int, int]) -> Any:
         """A new context at a profile, with scratch memory at (pointer, bytes)."""
         context = self._engine.create_execution_context(self._settings)
         if context is None:
@@ -128,8 +127,7 @@ class OpenEngine:
                 f"GPU's memory is full; close what else runs there"
             )
         context.set_optimization_profile_async(profile.index, stream)
-        if scratch is not None:
-            context.set_device_memory(*scratch)
+        context.set_device_memory(*scratch)
         return context
 
     def save_kernels(self) -> None:

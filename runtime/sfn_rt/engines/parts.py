@@ -73,6 +73,7 @@ def build_command(
     *,
     engines: Path | None = None,
     max_batch: int | None = None,
+    max_frame: tuple[int, int] | None = None,
 ) -> str:
     """What to type to get the engines."""
     words = ["sfn-rt build", f"--bundle {bundle}", f"--backend {flavour}"]
@@ -80,6 +81,8 @@ def build_command(
         words.append(f"--precision {precision}")
     if max_batch is not None:
         words.append(f"--max-batch {max_batch}")
+    if max_frame is not None:
+        words.append(f"--max-frame {max_frame[0]}x{max_frame[1]}")
     if engines is not None:
         words.append(f"--engines {engines}")
     return f"`{' '.join(words)}`"

@@ -292,7 +292,7 @@ def test_too_little_memory_says_which_batch_fits(
         TrtBackend.from_bundle(bundle, cache=tmp_path / "16")
     text = str(caught.value)
     assert "for 16 frames at once need 16 MB beside their weights" in text
-    assert "of 12 MB are free; a max batch of 11 fits: `sfn-rt build" in text
+    assert "of 12 MB are free; a max batch of about 11 fits: `sfn-rt build" in text
     assert "--max-batch 11" in text
     fill(bundle, tmp_path / "11", max_batch=11, scratch=1_000_000)
     with TrtBackend.from_bundle(bundle, cache=tmp_path / "11") as backend:
@@ -329,7 +329,7 @@ def test_wrong_buffers_are_refused(backend: TrtBackend) -> None:
             ({spec.name: replace(good, dtype="float16")}, {}, "input .* must be float32"),
             ({}, {"tokens": to}, "needs input"),
             ({spec.name: good}, {"tokens": to.rows(0, 1)}, r"output 'tokens' is .*, the buffer"),
-            ({spec.name: too_many}, {}, r"the engine takes up to .*\[4, 3, .*`sfn-rt build"),
+            ({spec.name: too_many}, {}, r"takes up to .*\[4, 3, .*--max-batch 9"),
             (
                 {spec.name: replace(good, pointer=good.pointer + 4)},
                 {"tokens": to},
@@ -344,6 +344,16 @@ def test_wrong_buffers_are_refused(backend: TrtBackend) -> None:
             backend.run("audio", {}, {})
     with pytest.raises(BackendError, match="the backend is closed"):
         backend.run("motion", {spec.name: good}, {"tokens": to})
+
+
+def test_a_camera_that_is_too_large_says_how_to_build(backend: TrtBackend) -> None:
+    with backend:
+        feeds = inputs_of(backend.parts["prepare"], 1)
+        feeds["image"] = np.zeros((1, 2160, 3840, 3), np.uint8)
+        feeds["rows"] = np.zeros((feeds["rows"].shape[0], 2160), np.float32)
+        feeds["columns"] = np.zeros((feeds["columns"].shape[0], 3840), np.float32)
+        with pytest.raises(InputError, match=r"takes up to .*1080, 1920.*--max-frame 2160x3840"):
+            backend.infer("prepare", feeds)
 
 
 def test_everything_is_given_back(backend: TrtBackend) -> None:
