@@ -91,7 +91,7 @@ def test_what_routes_norms_and_attends_is_left_with_a_reason(
     done, _ = quantised(tiny_bundle / "decoder.onnx", tmp_path / "d.onnx", recipe("int8"))
     graph = Graph.load(tiny_bundle / "decoder.onnx")
     products = {n.name for n in graph.nodes if n.op_type in ("MatMul", "Gemm", "Conv")}
-    assert products == {n for n in done.nodes} | (products & done.kept.keys())
+    assert products == set(done.nodes) | (products & done.kept.keys())
     assert not set(done.nodes) & done.kept.keys()
     said = {done.kept[name] for name in products - set(done.nodes)}
     assert {REASONS[kind] for kind in ("router", "attention", "gated", "gates")} <= said
@@ -167,7 +167,7 @@ def test_ranges_need_clips_and_finite_ones(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="no clip was fed"):
         measure_ranges(path, recipe("int8"), [])
     broken = {"x": np.full((1, 16), np.nan, np.float32)}
-    with pytest.raises(CalibrationError, match="'bent' holds what is not a finite number"):
+    with pytest.raises(CalibrationError, match="'x' holds what is not a finite number"):
         measure_ranges(path, recipe("int8"), [broken])
     with pytest.raises(CalibrationError, match="needs ranges"):
         convert(path, tmp_path / "b.onnx", recipe("int8"))
