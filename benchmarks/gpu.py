@@ -51,11 +51,12 @@ class Subject:
     def read(cls, path: Path) -> "Subject":
         """Counts lie where the wheelhouse puts them, else they are made here."""
         label = name_of(path)
-        counted = path.parent.parent.parent / "costs" / f"{label}.json"
+        folders = (path.resolve().parents[i] / "costs" for i in (1, 2))
+        counted = [f for folder in folders if (f := folder / f"{label}.json").is_file()]
         sffm = path.parent / "sffm"
         return cls(
             load_bundle(path),
-            json.loads(counted.read_text()) if counted.is_file() else count(path),
+            json.loads(counted[0].read_text()) if counted else count(path),
             sffm if sffm.is_dir() else None,
         )
 
@@ -167,7 +168,8 @@ class Run:
             backend = open_graph(stack, row.route, path, spec, self.engines)
             times = time_parts(backend, [row.mode], row.batch, self.repeats)
         cost = sffm_cost(size, row.batch)
-        return with_times(row, times, self.rates and self.rates.floor_ms(cost, row.precision))
+        floor = self.rates.floor_ms(cost, row.precision) if self.rates else None
+        return with_times(row, times, floor)
 
     def stream(self, row: Row) -> Row:
         """Pictures in, scores out."""
@@ -230,7 +232,7 @@ def count(path: Path) -> dict[str, Any] | None:
 def name_of(path: Path) -> str:
     """A bundle's name in tables: samples lie in a folder `bundle` of their own."""
     path = path.resolve()
-    return path.parent.name if path.name == "bundle" else path.name
+    return path.parent.name if (path.parent / "model.json").is_file() else path.name
 
 
 def size(text: str) -> tuple[int, int]:

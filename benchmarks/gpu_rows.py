@@ -110,7 +110,7 @@ def _streams(profile: str, route: str, precisions: Sequence[str], paper: bool) -
     rows = []
     for precision in precisions:
         for streams in (1, 16):
-            goals = COPIES
+            goals: tuple[Goal, ...] = COPIES
             if paper:
                 goals += (Goal("of_floor", aim=0.7),)
             elif streams == 16:
@@ -195,6 +195,8 @@ def table(rows: Sequence[Row]) -> str:
             told.append(f"{row.what}{' ' + row.mode if row.mode else ''} of {row.profile}")
     if reasons:
         lines += ["", "Not run:", ""]
-    for (route, why), what in reasons.items():
-        lines.append(f"- {route}: {len(what)} rows ({', '.join(dict.fromkeys(what))}): {why}")
+    for (route, why), rows_left in reasons.items():
+        lines.append(
+            f"- {route}: {len(rows_left)} rows ({', '.join(dict.fromkeys(rows_left))}): {why}"
+        )
     return "\n".join(lines)

@@ -139,4 +139,5 @@ def _text(backend: DeviceBackend, streams: int, block: int) -> np.ndarray | None
         return None
     width = int(found[0].shape[1])
     text = np.random.default_rng(1).standard_normal((streams, block, width)).astype(np.float32)
-    return text / np.linalg.norm(text, axis=-1, keepdims=True)
+    text /= np.linalg.norm(text, axis=-1, keepdims=True)
+    return text

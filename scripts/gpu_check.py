@@ -196,7 +196,8 @@ class Check:
         row: dict[str, Any] = {"bundle": label(bundle), "precision": precision, "flavour": flavour}
         row.update(seconds=round(time.monotonic() - began, 1), built=done.returncode == 0)
         if done.returncode:
-            row["why"] = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            row["why"] = last[7:] if last.startswith("error: ") else last
             say(f"NOT built: {row['why']}")
         return row
 
@@ -293,7 +294,7 @@ def _checkout_python() -> Path:
 
 def label(bundle: Path) -> str:
     """A bundle's name in tables: samples lie in a folder `bundle` of their own."""
-    return bundle.parent.name if bundle.name == "bundle" else bundle.name
+    return bundle.parent.name if (bundle.parent / "model.json").is_file() else bundle.name
 
 
 def precisions(bundle: Path) -> list[str]:

@@ -183,7 +183,7 @@ def repeated(values: Tensor, like: Tensor) -> Tensor:
     """`values` again and again in the shape of `like`, as large as training begins with."""
     count = like.numel()
     whole = values.repeat(-(-count // PERIOD))[:count].view(like.shape)
-    return whole * (count / like.shape[0]) ** -0.5
+    return whole.mul((count / like.shape[0]) ** -0.5)
 
 
 def normal_footage() -> NormalFootage:

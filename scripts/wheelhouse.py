@@ -238,7 +238,12 @@ def project_files() -> dict[str, Path]:
 def bundle_folders(options: Options, work: Path, say: Say) -> dict[str, Path]:
     """Name in the archive -> folder: the bundles named, or the two samples."""
     if options.bundles:
-        return {f"bundles/{path.resolve().name}": path for path in options.bundles}
+        named = {f"bundles/{path.resolve().name}": path for path in options.bundles}
+        if len(named) < len(options.bundles):
+            raise PackError(
+                "two bundles have one folder name; rename one, a table tells them by it"
+            )
+        return named
     key = sources_key()
     return {f"bundles/{name}": sample(name, work / f"{name}_{key}", say) for name in SAMPLES}
 

@@ -33,7 +33,9 @@ Open = Callable[..., AbstractContextManager[DeviceBackend]]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a bundle, a route and a precision, named after them."""
     if "bundle_path" in metafunc.fixturenames:
-        names = [p.parent.name if p.name == "bundle" else p.name for p in NAMED] or ["tiny"]
+        samples = [(p.parent / "model.json").is_file() for p in NAMED]
+        names = [p.parent.name if s else p.name for p, s in zip(NAMED, samples, strict=True)]
+        names = names or ["tiny"]
         metafunc.parametrize("bundle_path", NAMED or [None], ids=names, indirect=True)
     if "engine_route" in metafunc.fixturenames:
         routes = [route for route in ASKED if route.startswith("tensorrt")]
