@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfn_export.engine_build import PartEngine, build_part
-from sfn_export.engine_compare import compare_all
+from sfn_export.engine_compare import compare_all, videos_for
 from sfn_export.engine_parity import Compared, precisions_of
 from sfn_export.engine_place import EngineSettings, Place, choose_place
 from sfn_rt.bundle import Bundle, load_bundle
 from sfn_rt.bundle_folder import bundle_folder
+from sfn_train.checkpoint import load_run
 
 JSON_FILE, TEXT_FILE = "report.json", "report.txt"
 Say = Callable[[str], None]
@@ -78,11 +79,13 @@ def examine_engines(settings: EngineSettings, say: Say) -> EngineResult:
     """Build every part, compare, and write the report; nothing is written where one is over."""
     bundle = load_bundle(settings.bundle)
     precisions = precisions_of(bundle, settings.precision)
+    run = load_run(settings.run) if settings.run is not None else None
+    videos = videos_for(run, settings, precisions)
     place = choose_place(settings, precisions)
     with bundle_folder(settings.out, JSON_FILE, "a report of engines") as folder:
         say(place.text())
         engines = build_all(bundle, settings, place, say)
-        compared, notes = compare_all(bundle, precisions, engines, settings, place)
+        compared, notes = compare_all(bundle, precisions, engines, settings, place, run, videos)
         for line in (*(each.text() for each in compared), *notes):
             say(line)
         result = EngineResult(

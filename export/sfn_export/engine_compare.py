@@ -26,7 +26,7 @@ from sfn_rt.bundle import FULL, Bundle
 from sfn_rt.datasets import Video
 from sfn_rt.engines.flavour import Flavour
 from sfn_rt.prediction_error import VisualConfig
-from sfn_train.checkpoint import Run, load_run
+from sfn_train.checkpoint import Run
 from sfn_train.systems import open_backend
 
 ON_NO_CPU = ("bf16",)  # ONNX Runtime has no kernels for it there
@@ -39,9 +39,10 @@ def compare_all(
     engines: Mapping[str, PartEngine],
     settings: EngineSettings,
     place: Place,
+    run: Run | None,
+    videos: Sequence[Video],
 ) -> tuple[list[Compared], list[str]]:
     """What can run here against its references; and what cannot, in words."""
-    run = load_run(settings.run) if settings.run is not None else None
     specs = {part: entry.spec for part, entry in bundle.manifest.parts.items()}
     lower = set(precisions.values()) - {FULL}
     found: list[Compared] = []
@@ -69,7 +70,11 @@ def compare_all(
             found += compare_device(bundle, engines, place.flavour)
         else:
             notes.append(NOT_RUN)
-        feeds = real_feeds(bundle, run, settings) if lower and tested else {}
+        feeds: Feeds = {}
+        if videos and tested:
+            feeds = record_feeds(
+                bundle, videos, frames=settings.frames, fps=settings.fps, threads=settings.threads
+            )
         for name, reference in references.items():
             for backend in tested:
                 names = (backend.name, name)
@@ -106,8 +111,12 @@ def compare_device(
         return worst_of(check_device(host, backend), (backend.name, host.name))
 
 
-def real_feeds(bundle: Bundle, run: Run | None, settings: EngineSettings) -> Feeds:
-    """What real video feeds the parts: of --clips, else of the run's own data."""
+def videos_for(
+    run: Run | None, settings: EngineSettings, precisions: Mapping[str, str]
+) -> Sequence[Video]:
+    """Real video that feeds the parts of a lower precision: of --clips, else the run's own."""
+    if set(precisions.values()) == {FULL}:
+        return ()
     videos: Sequence[Video] = ()
     if settings.clips is not None:
         videos = clips_of(settings.clips, settings.fps)
@@ -118,6 +127,4 @@ def real_feeds(bundle: Bundle, run: Run | None, settings: EngineSettings) -> Fee
             f"{settings.precision} is compared on what real video feeds the parts, and the run's "
             f"own is not here; name some with --clips"
         )
-    return record_feeds(
-        bundle, videos, frames=settings.frames, fps=settings.fps, threads=settings.threads
-    )
+    return videos
