@@ -88,7 +88,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """All rows of all bundles."""
     on_cpu = asked.route == [ON_CPU]
     gpus = [] if on_cpu else find_gpus()
-    subjects = {name_of(path): Subject.read(path) for path in asked.bundle}
+    subjects = named(asked.bundle)
     first = next(iter(subjects.values())).bundle
     routes: dict[str, Any] = {
         name: {"works": True, "version": "", "why": None} if name == ON_CPU else ask(name, first)
@@ -227,6 +227,17 @@ def count(path: Path) -> dict[str, Any] | None:
     except ImportError:
         return None
     return bundle_costs(path)
+
+
+def named(paths: list[Path]) -> dict[str, Subject]:
+    """By profile, which decides what a row must reach; by folder, too, where two have the same."""
+    subjects: dict[str, Subject] = {}
+    for path in paths:
+        subject = Subject.read(path)
+        profile = subject.bundle.manifest.profile
+        taken = profile in subjects
+        subjects[f"{profile}, {name_of(path)}" if taken else profile] = subject
+    return subjects
 
 
 def name_of(path: Path) -> str:

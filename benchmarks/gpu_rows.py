@@ -195,8 +195,6 @@ def table(rows: Sequence[Row]) -> str:
             told.append(f"{row.what}{' ' + row.mode if row.mode else ''} of {row.profile}")
     if reasons:
         lines += ["", "Not run:", ""]
-    for (route, why), rows_left in reasons.items():
-        lines.append(
-            f"- {route}: {len(rows_left)} rows ({', '.join(dict.fromkeys(rows_left))}): {why}"
-        )
+    for (route, why), left in reasons.items():
+        lines.append(f"- {route}: {len(left)} rows ({', '.join(dict.fromkeys(left))}): {why}")
     return "\n".join(lines)

@@ -98,7 +98,8 @@ def parse(words: list[str]) -> Options:
     parser.add_argument("--preset", type=int, default=6, choices=range(10), help="of xz")
     asked = parser.parse_args(words)
     for bundle in asked.bundle:
-        if not (bundle / "manifest.json").is_file():
+        inner = bundle / "bundle"  # as scripts/sample_bundles.py leaves it
+        if not any((folder / "manifest.json").is_file() for folder in (bundle, inner)):
             raise PackError(f"BUNDLE={bundle} is no bundle: it has no manifest.json")
     return Options(
         asked.out, split_bytes(asked.split), Target(asked.python_version, asked.architecture),
@@ -240,9 +241,7 @@ def bundle_folders(options: Options, work: Path, say: Say) -> dict[str, Path]:
     if options.bundles:
         named = {f"bundles/{path.resolve().name}": path for path in options.bundles}
         if len(named) < len(options.bundles):
-            raise PackError(
-                "two bundles have one folder name; rename one, a table tells them by it"
-            )
+            raise PackError("two bundles have one folder name; rename one of them")
         return named
     key = sources_key()
     return {f"bundles/{name}": sample(name, work / f"{name}_{key}", say) for name in SAMPLES}
