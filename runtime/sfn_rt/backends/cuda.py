@@ -23,7 +23,7 @@ from sfn_rt.exceptions import BackendError
 MEGABYTE = 1e6
 # CUDA's major release -> the oldest driver for Linux that runs all of its minor ones.
 DRIVERS = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
-INSTALL = "install it with `pip install 'sfn-rt[trt]'`, or 'sfn-rt[rtx]' for an RTX card"
+INSTALL = "install it with the backend's extra, `pip install 'sfn-rt[trt]'`, [rtx] or [gpu]"
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def _no_gpu(cuda: Any, error: Any) -> NoReturn:
         )
     if error == codes.cudaErrorInsufficientDriver:
         raise BackendError(
-            f"no NVIDIA driver is on this machine; {needs} or newer. Without an NVIDIA GPU use "
+            f"no NVIDIA driver is on this machine; {needs} or newer; without an NVIDIA GPU use "
             f"--backend cpu"
         )
     if error == codes.cudaErrorNoDevice:

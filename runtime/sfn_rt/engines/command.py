@@ -119,9 +119,7 @@ def build_engines(bundle: Path, options: BuildOptions, reports: bool = False) ->
             f"{flavour.title} builds for the GPU here and for no other; leave --target out, or "
             f"take --backend tensorrt-rtx"
         )
-    where: Gpu | tuple[str, ...] = options.targets or find_gpu(options.device)
-    if isinstance(where, Gpu):
-        targets_here(flavour, where)  # refuses a GPU that it does not know
+    where = options.targets or _gpu_here(flavour, options.device)
     cache = EngineCache.at(options.engines)
     done: list[BuiltEngine] = []
     display = PhaseLine()
@@ -137,6 +135,19 @@ def build_engines(bundle: Path, options: BuildOptions, reports: bool = False) ->
             display.erase()
     architectures = parts[0].wanted(flavour, where).architectures
     return BuildSummary(flavour.title, architectures, cache.folder, tuple(done), reports)
+
+
+def _gpu_here(flavour: Flavour, device: int) -> Gpu:
+    try:
+        gpu = find_gpu(device)
+    except BackendError as error:
+        if not flavour.ahead_of_time:
+            raise
+        raise BackendError(
+            f"{error}; to build for a GPU that is elsewhere name it, e.g. --target SM89"
+        ) from error
+    targets_here(flavour, gpu)  # refuses one that it does not know
+    return gpu
 
 
 def _one(

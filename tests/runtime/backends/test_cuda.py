@@ -41,8 +41,8 @@ def test_a_gpu_says_what_it_is(memory: CudaMemory) -> None:
         (
             Error.cudaErrorInsufficientDriver,
             0,
-            r"no NVIDIA driver is on this machine; CUDA 13.4 needs driver 580.65.06 or newer\. "
-            r"Without an NVIDIA GPU use --backend cpu",
+            r"no NVIDIA driver is on this machine; CUDA 13.4 needs driver 580.65.06 or newer; "
+            r"without an NVIDIA GPU use --backend cpu",
         ),
         (
             Error.cudaErrorInsufficientDriver,

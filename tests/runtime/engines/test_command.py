@@ -221,6 +221,7 @@ def test_no_gpu_and_one_that_rtx_does_not_know(
     gpu.found, gpu.driver = Error.cudaErrorInsufficientDriver, 11080
     text = message_of(sfn_rt_build(tiny_bundle, tmp_path, "--backend", "tensorrt-rtx"))
     assert "driver is too old: it runs CUDA 11.8, CUDA 13.4 needs driver 580" in text
+    assert text.endswith("to build for a GPU that is elsewhere name it, e.g. --target SM89")
 
 
 # --- progress
