@@ -16,10 +16,10 @@ FlavourName = Literal["tensorrt", "tensorrt-rtx"]
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
 WHERE = {
-    "tensorrt": "from NVIDIA's index; on a Jetson JetPack brings it",
+    "tensorrt": "its libraries come from NVIDIA's index",
     "tensorrt-rtx": "Linux x86-64 and Windows",
 }
-OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 7)}  # 10.3 is JetPack 6's
+OLDEST = {"tensorrt": (10, 1), "tensorrt-rtx": (1, 7)}  # which have all the calls made here
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load_flavour(name: str) -> Flavour:
         ) from error
     if release_of(version) < (oldest := OLDEST[name]):
         raise BackendError(
-            f"{MODULES[name]} is {version}, {'.'.join(map(str, oldest))} is the oldest that works; "
+            f"{MODULES[name]} is {version}, {'.'.join(map(str, oldest))} is the oldest that will do; "
             "install a newer one"
         )
     return Flavour(name, module, version)
