@@ -73,7 +73,7 @@ def load_flavour(name: str) -> Flavour:
         ) from error
     if release_of(version) < (oldest := OLDEST[name]):
         raise BackendError(
-            f"{MODULES[name]} is {version}, {'.'.join(map(str, oldest))} is the oldest that will do; "
+            f"{MODULES[name]} is {version}, {'.'.join(map(str, oldest))} is the oldest that fits; "
             "install a newer one"
         )
     return Flavour(name, module, version)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfn_rt.backends.base import PartSpec, TensorSpec
+from sfn_rt.engines.build import NO_MEMORY
 from sfn_rt.engines.cache import Record
 from sfn_rt.engines.flavour import Flavour, open_engine
 from sfn_rt.exceptions import BackendError
@@ -26,7 +27,6 @@ DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-NO_MEMORY = ("out of memory", "OutOfMemory", "cudaError 2:", "insufficient memory")
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_one_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1"))
-    with pytest.raises(BackendError, match=r"tensorrt is 8\.6\.1, 10\.1 is the oldest that will do"):
+    with pytest.raises(BackendError, match=r"tensorrt is 8\.6\.1, 10\.1 is the oldest that fits"):
         load_flavour("tensorrt")
 
 
