@@ -215,9 +215,13 @@ class EvidenceStream:
         """What became of the captions."""
         return self._lane.counts
 
+    def pictures(self, frames: Sequence[Frame]) -> Array:
+        """What the networks take of the frames: the part of `look` that is theirs."""
+        return self._networks.look(frames)
+
     def look(self, frames: Sequence[Frame]) -> Looked:
         """First stage: may run ahead of `predict`, in another thread."""
-        pictures = self._networks.look(frames)
+        pictures = self.pictures(frames)
         if (not self._p.needs_scenes and not self._p.looks_when_asked) or self._seldom(frames[0]):
             return Looked(frames, pictures, [empty_scene(frame) for frame in frames], {})
         scenes = [self._analyser.step(frame.image) for frame in frames]
