@@ -252,7 +252,7 @@ def refused(made: Made, out: Path, report: str, image: bytes) -> GateError:
     """The error that ends it, with the report and the picture written beside the bundle."""
     beside = out.resolve().with_name(f"{out.resolve().name}-{made.recipe.name}-refused")
     for suffix, content in ((".json", report.encode()), (".png", image)):
-        write_atomic(beside.with_suffix(suffix), content)
+        write_atomic(beside.with_name(beside.name + suffix), content)
     back, n = len(made.attempt.given_back), len(made.attempt.layers)
     return GateError(
         f"{made.recipe.name} does not hold its gate, with {back} of {n} layers given back: "

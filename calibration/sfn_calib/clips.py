@@ -164,8 +164,9 @@ def refuse_test_part(dataset: Dataset) -> None:
             f"which take no part; put normal footage into a folder `training`"
         )
     if not dataset.test:
-        names = {part.name.lower() for part in (root.resolve(), root.resolve().parent)}
-        if names & set(TEST_FOLDERS):
+        place = root.resolve()
+        place = place.parent if place.name.lower() in ("frames", "videos") else place
+        if place.name.lower() in TEST_FOLDERS:
             raise _test_videos(f"{root} is the test part of a data set")
         for file in label_files([root]):
             raise _test_videos(f"{root} holds labels ({file.name}), as only test parts do")
