@@ -2,7 +2,7 @@
 
 Polygraphy is the workshop's: it drives `tensorrt` and `tensorrt_rtx` alike and runs what it built
 beside ONNX Runtime. The device builds with sfn_rt.engines, which needs nothing but TensorRT; both
-use its flavours, profiles and reports. TF32 stays off, as Polygraphy leaves it.
+use its flavours, profiles and reports. TF32 is off in both: fp32 is fp32.
 """
 
 import contextlib
@@ -92,9 +92,15 @@ def make_config(
     if not flavour.ahead_of_time:
         return loaders.CreateConfig(**settings)
     if targets is None:
-        return loaders.CreateConfigRTX(use_gpu=True, **settings)
-    numbers = [divmod(int(target.removeprefix("SM")), 10) for target in targets]
-    return loaders.CreateConfigRTX(compute_capabilities=numbers, **settings)
+        config = loaders.CreateConfigRTX(use_gpu=True, **settings)
+    else:
+        numbers = [divmod(int(target.removeprefix("SM")), 10) for target in targets]
+        config = loaders.CreateConfigRTX(compute_capabilities=numbers, **settings)
+
+    def without_tf32(builder: Any, network: Any, config: Any) -> None:
+        config.clear_flag(flavour.module.BuilderFlag.TF32)
+
+    return loaders.PostprocessConfig(config, without_tf32)
 
 
 def shapes_of(spec: PartSpec, max_batch: int) -> list[dict[str, list[tuple[int, ...]]]]:
@@ -164,6 +170,7 @@ class _Loaders:
     def __init__(self, trt: Any, rtx: Any, error: type[Exception]) -> None:
         self.PolygraphyException = error
         self.Profile, self.CreateConfig = trt.Profile, trt.CreateConfig
+        self.PostprocessConfig = trt.PostprocessConfig
         self.CreateConfigRTX = rtx.CreateConfigRTX
         self.network_from_onnx_path = trt.network_from_onnx_path
         self.engine_bytes_from_network = trt.engine_bytes_from_network

@@ -23,7 +23,7 @@ from sfn_calib.recipe import Recipe
 from sfn_calib.variant import add_precision, copy_without
 from sfn_export.cli import app
 from sfn_export.engine import EngineResult, examine_engines
-from sfn_export.engine_build import build_part
+from sfn_export.engine_build import build_part, make_config, polygraphy
 from sfn_export.engine_parity import precisions_of, record_feeds
 from sfn_export.engine_place import EngineSettings, choose_place
 from sfn_export.exceptions import EngineError, ParityError
@@ -146,6 +146,16 @@ def test_arithmetic_is_the_recipes(lower_bundle: Path, tiny_bundle: Path) -> Non
     found = precisions_of(bundle, "int8")
     assert found == dict.fromkeys(MODEL_PARTS[:3], "int8") | {"text": "fp32"}
     assert set(precisions_of(load_bundle(tiny_bundle), "fp32").values()) == {"fp32"}
+
+
+def test_full_precision_is_not_tf32(tiny_bundle: Path) -> None:
+    flavour, graph = load_flavour("tensorrt-rtx"), tiny_bundle / "motion.onnx"
+    spec = load_bundle(tiny_bundle).manifest.parts["motion"].spec
+    with polygraphy(flavour, flavour.messages()) as loaders:
+        builder, network, _parser = loaders.network_from_onnx_path(str(graph), strongly_typed=True)
+        config = make_config(loaders, spec, ("SM89",), 8, flavour)(builder, network)
+        assert not config.get_flag(flavour.module.BuilderFlag.TF32)
+        assert config.num_optimization_profiles == 2
 
 
 def test_targets_have_the_type(tmp_path: Path) -> None:
