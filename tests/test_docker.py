@@ -5,11 +5,13 @@ import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from sfn_rt.options import BackendName
 
 DOCKERFILES = ["Dockerfile", "Dockerfile.jetson"]
 SECRET = re.compile(r"(?i)(password|passwd|token|secret|api_?key|private_?key)")
@@ -87,6 +89,8 @@ def test_bundle_engines_and_results_are_volumes(dockerfile: list[Instruction]) -
     environment = " ".join(each.text for each in dockerfile if each.word == "ENV")
     assert "SFN_BUNDLE=/bundle" in environment
     assert "SFN_ENGINES=/engines" in environment
+    assert "SFN_BACKEND=${BACKEND}" in environment  # which the health check opens the bundle on
+    assert defaults(dockerfile)["BACKEND"] in get_args(BackendName)
 
 
 def test_nothing_is_sent_to_the_makers_of_the_libraries(dockerfile: list[Instruction]) -> None:

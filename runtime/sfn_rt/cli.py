@@ -122,10 +122,14 @@ ClockOption = Annotated[
 
 BackendOption = Annotated[
     str,
-    typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx; the last two run `sfn-rt build`'s."),
+    typer.Option(
+        envvar="SFN_BACKEND",
+        help="cpu, cuda, tensorrt or tensorrt-rtx; the last two run `sfn-rt build`'s.",
+    ),
 ]
 PrecisionOption = Annotated[
-    str, typer.Option(help="fp32, or one that the bundle was calibrated for.")
+    str,
+    typer.Option(envvar="SFN_PRECISION", help="fp32, or one that the bundle was calibrated for."),
 ]
 EnginesOption = Annotated[
     Path | None,
@@ -365,11 +369,24 @@ def inspect(
 
 
 @app.command()
-def doctor(bundle: BundleOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    bundle: BundleOption = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SFN_BACKEND", help="Also open the bundle on this one, as a health check."
+        ),
+    ] = None,
+    precision: PrecisionOption = "fp32",
+    engines: EnginesOption = None,
+    device: DeviceOption = 0,
+    as_json: JsonOption = False,
+) -> None:
     """Show what is installed and works, what to install, and which system a bundle holds."""
     from sfn_rt.doctor import diagnose
 
-    diagnosis = diagnose(bundle or find_bundle())
+    options = backend_options(backend, precision, engines, device) if backend else None
+    diagnosis = diagnose(bundle or find_bundle(), options)
     print_answer(diagnosis.text(), diagnosis.to_json(), as_json)
     if not diagnosis.can_score:
         raise typer.Exit(1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sfn_rt import __version__
+from sfn_rt.options import BackendOptions
 
 # The ONNX graph y = x + x on two floats, opset 17: the smallest session that computes.
 DOUBLING_GRAPH = (
@@ -51,12 +52,14 @@ class Diagnosis:
     machine: dict[str, str]
     packages: dict[str, dict[str, str | None]]  # extra -> distribution -> version
     findings: tuple[Finding, ...]
+    asked: str | None = None  # the backend that must work; None: any will do
 
     @property
     def can_score(self) -> bool:
-        """Whether some backend runs, and video can be read and looked at."""
+        """Whether the backend asked for runs, else some; and video can be read and looked at."""
         state = {finding.name: finding.state for finding in self.findings}
-        backend = any(state.get(name) == "works" for name in ("onnxruntime cpu", "onnxruntime gpu"))
+        wanted = (self.asked,) if self.asked else ("onnxruntime cpu", "onnxruntime gpu")
+        backend = any(state.get(name) == "works" for name in wanted)
         return backend and all(state.get(name) == "works" for name in ("video", "opencv"))
 
     def text(self) -> str:
@@ -86,8 +89,11 @@ class Diagnosis:
 NOT_YET = "This machine cannot score video yet: follow the arrows above."
 
 
-def diagnose(bundle: Path | None = None) -> Diagnosis:
-    """Probe everything, and the bundle if there is one. Takes about a second."""
+def diagnose(bundle: Path | None = None, backend: BackendOptions | None = None) -> Diagnosis:
+    """Probe everything, and the bundle if there is one. Takes about a second.
+
+    A backend that is given must open the bundle with it, engines and all.
+    """
     probes: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("video", probe_video),
         ("opencv", probe_opencv),
@@ -99,11 +105,16 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
         ("nvidia driver", probe_driver),
         ("bundle", lambda: probe_bundle(bundle)),
     )
+    asked = None
+    if backend is not None:
+        asked = f"--backend {backend.name}"
+        probes += ((asked, lambda: probe_backend(asked, bundle, backend)),)
     packages = {extra: {name: installed(name) for name in names} for extra, names in EXTRAS.items()}
     return Diagnosis(
         machine=machine(),
         packages=packages,
         findings=tuple(guarded(name, probe) for name, probe in probes),
+        asked=asked,
     )
 
 
@@ -232,6 +243,22 @@ def probe_bundle(path: Path | None) -> Finding:
     except BundleError as error:
         return Finding("bundle", "broken", str(error), "make one with `make export`")
     return Finding("bundle", "works", f"{path} holds {manifest.system}, profile {manifest.profile}")
+
+
+def probe_backend(name: str, path: Path | None, options: BackendOptions) -> Finding:
+    """Whether the bundle really opens on it, which no list of packages tells."""
+    if path is None:
+        return Finding(name, "absent", "no bundle to open with it", "name one with --bundle")
+    from sfn_rt.backends.choose import open_backend
+    from sfn_rt.bundle import load_bundle
+    from sfn_rt.exceptions import SfnError
+
+    try:
+        with open_backend(load_bundle(path, verify=False), options) as backend:
+            detail = f"opens {path} {options.text()}: {', '.join(backend.parts)}"
+    except SfnError as error:
+        return Finding(name, "broken", str(error), "the error says what to do")
+    return Finding(name, "works", detail)
 
 
 def probe_driver() -> Finding:

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 
 from sfn_rt import doctor
 from sfn_rt.doctor import DOUBLING_GRAPH, Diagnosis, Finding, diagnose
+from sfn_rt.options import BackendOptions
 
 
 def test_this_machine_can_score() -> None:
@@ -109,3 +110,19 @@ def test_scoring_needs_a_backend_and_video() -> None:
     assert Diagnosis({}, {}, tuple(works)).can_score
     for missing in range(3):
         assert not Diagnosis({}, {}, tuple(works[:missing] + works[missing + 1 :])).can_score
+
+
+def test_a_backend_that_is_asked_for_must_open_the_bundle(tiny_bundle: Path) -> None:
+    fine = diagnose(tiny_bundle, BackendOptions())
+    assert fine.can_score
+    assert "--backend cpu" in fine.text()
+    missing = diagnose(tiny_bundle, BackendOptions(name="tensorrt"))
+    assert not missing.can_score  # though the cpu could
+    assert "sfn-rt[trt]" in missing.text()
+    assert not diagnose(None, BackendOptions()).can_score
+
+
+def test_onnx_runtime_reports_to_nobody() -> None:
+    import os
+
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
