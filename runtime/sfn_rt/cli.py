@@ -290,11 +290,15 @@ def bench(
         backend=backend_options(backend, precision, engines, device),
     )
     chosen = choose_bundle(bundle)
-    from sfn_rt.bench import bench as bench_one
-    from sfn_rt.bench_streams import bench_streams
+    answer: Any
+    if streams is None:
+        from sfn_rt.bench import bench as measure
 
-    measure = bench_one if streams is None else bench_streams
-    answer = measure(video, chosen, options)
+        answer = measure(video, chosen, options)
+    else:
+        from sfn_rt.bench_streams import bench_streams
+
+        answer = bench_streams(video, chosen, options)
     if not as_json:
         typer.echo(answer.text())
     typer.echo(json.dumps(answer.to_json()))
