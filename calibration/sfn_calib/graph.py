@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from sfn_calib.exceptions import ConversionError
 from sfn_rt.backends.base import Array
 
-FLOAT = TensorProto.FLOAT
+FLOAT = int(TensorProto.FLOAT)
 INLINE_BYTES = 1 << 30  # larger weights lie beside their graph, as sfn_export leaves them
 SMALL = 1024  # elements; shapes and axes, which inference needs the values of
 MOVES = frozenset(  # operators that copy values and compute nothing

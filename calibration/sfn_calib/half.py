@@ -12,6 +12,7 @@ constants that matter keeps the node that reads them in float32.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,12 +22,13 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from sfn_calib.graph import FLOAT, MOVES, Graph, rebuilt
 from sfn_rt.backends.base import Array
 
-FP16, BF16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
+FP16, BF16 = int(TensorProto.FLOAT16), int(TensorProto.BFLOAT16)
+Slots = tuple[frozenset[int], frozenset[int]]  # inputs and outputs of a node, by place
 NAMES = {FLOAT: "fp32", FP16: "fp16", BF16: "bf16"}
 TYPES = {"fp16": FP16, "bf16": BF16}
-DTYPES = {FP16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
+DTYPES: dict[int, Any] = {FP16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
 ONNX_NAMES = {FP16: "tensor(float16)", BF16: "tensor(bfloat16)"}
-LARGEST = {FP16: 65504.0, BF16: float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)}
+LARGEST = {FP16: 65504.0, BF16: (2 - 2.0**-7) * 2.0**127}
 SMALLEST = {FP16: 2.0**-14, BF16: 2.0**-126}  # below: fewer and fewer digits, then zero
 KEEPS_TYPE = frozenset({"Cast", "Constant", "ConstantOfShape", "Range", "EyeLike", "RandomNormal"})
 
@@ -81,17 +83,17 @@ class _Halving:
         self.result.model = rebuilt(self.graph, self.nodes, self.weights.values())
         return self.result
 
-    def halved_slots(self, node: NodeProto) -> tuple[set[int], set[int]]:
+    def halved_slots(self, node: NodeProto) -> Slots:
         """Which inputs and outputs of a node become half; none where it stays in float32."""
-        nothing: tuple[set[int], set[int]] = (set(), set())
+        nothing: Slots = (frozenset(), frozenset())
         if node.op_type in KEEPS_TYPE or not self.graph.touches_floats(node):
             return nothing
         inputs, outputs = _half_slots(
             node.op_type, node.domain, self.graph.opset[node.domain], self.half,
             len(node.input), len(node.output),
         )  # fmt: skip
-        inputs = {i for i in inputs if self.graph.is_float(node.input[i])}
-        outputs = {i for i in outputs if self.graph.is_float(node.output[i])}
+        inputs = frozenset(i for i in inputs if self.graph.is_float(node.input[i]))
+        outputs = frozenset(i for i in outputs if self.graph.is_float(node.output[i]))
         reason = self.full.get(node.name)
         if reason is None and not inputs and not outputs:
             opset = self.graph.opset[node.domain]
@@ -104,7 +106,7 @@ class _Halving:
             self.result.nodes.append(node.name)
         return inputs, outputs
 
-    def convert(self, node: NodeProto, slots: tuple[set[int], set[int]]) -> None:
+    def convert(self, node: NodeProto, slots: Slots) -> None:
         """Append a node whose values have the types it wants."""
         inputs, outputs = slots
         for i, name in enumerate(node.input):
@@ -165,7 +167,7 @@ def _cast(source: str, to: str, kind: int) -> NodeProto:
 @cache
 def _half_slots(
     operator: str, domain: str, opset: int, half: int, n_inputs: int, n_outputs: int
-) -> tuple[frozenset[int], frozenset[int]]:
+) -> Slots:
     """Inputs and outputs that an operator's schema lets be half, beside float32."""
     try:
         schema = onnx.defs.get_schema(operator, opset, domain)

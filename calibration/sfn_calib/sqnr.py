@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -185,6 +186,6 @@ class _Comparison:
     def energy(self, value: str, name: str) -> None:
         self.add("ReduceSumSquare", [value], name, keepdims=0)
 
-    def add(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
         node = onnx.helper.make_node(operator, inputs, [output], name=output, **attributes)
         self.nodes.append(node)

@@ -222,3 +222,34 @@ def test_tensorrt_rtx_builds_it(tiny_bundle: Path, tmp_path: Path, precision: st
     else:
         convert(graph, out, settings)
     assert check_rtx(out, targets).layers > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["dense", "dispatch"])
+def test_a_decoder_of_the_papers_size(tmp_path: Path, form: str) -> None:
+    """Random weights, both forms of the SFFM: written, valid, near fp32, worst layers known."""
+    import torch
+
+    from sfn_calib.sqnr import layer_sqnr
+    from sfn_export.dispatch import exported_decoder
+    from sfn_export.trace import DecoderPart, traced
+    from sfn_train.config import read_config
+    from sfn_train.model.sfn import Decoder
+    from sfn_train.torch_backend import part_specs
+
+    config = read_config("paper_ped2").sfn
+    spec = part_specs(config, text=False)["decoder"]
+    torch.manual_seed(0)
+    path = tmp_path / "decoder.onnx"
+    part = DecoderPart(exported_decoder(Decoder(config), form), spec)  # type: ignore[arg-type]
+    traced("decoder", part, spec, path)
+    for precision in ("fp16", "int8", "fp8"):
+        settings = Recipe.load(precision)
+        feeds = feeds_of(spec, n=1, batch=1)
+        ranges = measure_ranges(path, settings, feeds) if settings.needs_ranges else None
+        done = convert(path, tmp_path / f"{precision}.onnx", settings, ranges)
+        assert done.path.stat().st_size < 0.55 * path.stat().st_size
+        layers = layer_sqnr(path, done, feeds)
+        products = [x.sqnr_db for x in layers if x.operator in ("MatMul", "Gemm", "Conv")]
+        assert len(products) >= 25
+        assert products[0] > {"fp16": 60, "int8": 25, "fp8": 18}[precision]
