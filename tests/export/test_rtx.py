@@ -29,10 +29,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("part", ["appearance", "motion", "decoder", "text"])
+PARTS = ("appearance", "motion", "decoder", "text", "prepare", "difference", "measure")
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_tiny_graphs_build(tiny_bundle: Path, part: str) -> None:
     built = check_rtx(tiny_bundle / f"{part}.onnx")
     assert built.layers > 0
+    assert set(built.report.shares) <= {"fp32"}
     assert built.megabytes > 0
 
 
@@ -124,7 +128,7 @@ def test_an_axis_without_a_range_is_named(vlm: Path, tmp_path: Path) -> None:
 
 
 def test_graphs_in_files_and_folders(tiny_bundle: Path, tmp_path: Path) -> None:
-    assert len(graphs_in([tiny_bundle])) == 4
+    assert {path.stem for path in graphs_in([tiny_bundle])} == set(PARTS)
     with pytest.raises(RtxError, match=r"none.onnx does not exist"):
         graphs_in([tmp_path / "none.onnx"])
     with pytest.raises(RtxError, match="no ONNX file"):
