@@ -6,6 +6,7 @@ Only the standard library: this file travels beside the pieces.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def table(report: Mapping[str, Any]) -> str:
         lines += ["", f"Tests: {tests['passed']} passed, {len(tests['failed'])} failed, "
                   f"{len(tests['skipped'])} skipped."]  # fmt: skip
         lines += [f"- failed: {name}" for name in tests["failed"]]
-        lines += [f"- skipped: {name}: {why}" for name, why in tests["skipped"].items()]
+        reasons = Counter(tests["skipped"].values())
+        lines += [f"- skipped: {n} tests: {why}" for why, n in reasons.items()]
     if "measure" in report:
         lines += ["", report["measure"]["table"]]
     return "\n".join(lines) + "\n"
