@@ -13,7 +13,7 @@ fault of its own.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from sfn_rt.backends.base import Array
 
 STEPS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})  # between a value and a layer
 IN_VARIANT, ALONE = "variant/", "alone/"
+GROUP = 128  # layers compared at once: the outputs of that many are in memory together
 MOST_DB = 150.0  # 2**-24 of the signal is 144 dB below it
 ENERGIES = ("signal", "alone", "behind")
 
@@ -56,23 +57,22 @@ def layer_sqnr(
     graph = Graph.load(reference)
     operators = {node.name: node.op_type for node in graph.nodes}
     layers = [name for name in converted.nodes if name in operators]
-    if not layers:
-        return ()
-    model = _Comparison(graph, Graph.load(converted.path), layers).model()
-    if converted.precision == "bf16":
-        model = emulated(Graph(model, converted.path))
-    names = [f"{kind}/{i}" for i in range(len(layers)) for kind in ENERGIES]
-    sums = np.zeros((len(layers), len(ENERGIES)))
-    seen = False
-    optimised = opens_optimised(converted.precision)
-    del graph
-    with session_of(model, threads=threads, optimised=optimised) as session:
-        del model
-        for feed in feeds:
-            sums += np.asarray(session.run(names, dict(feed)), np.float64).reshape(sums.shape)
-            seen = True
-    if not seen:
-        raise CalibrationError(f"{reference}: no clip was fed to compare its layers on")
+    groups = [layers[start : start + GROUP] for start in range(0, len(layers), GROUP)]
+    if len(groups) > 1 and not isinstance(feeds, Sequence):
+        feeds = list(feeds)  # gone through once a group
+    sums = np.zeros((0, len(ENERGIES)))
+    for group in groups:
+        model = _Comparison(graph, Graph.load(converted.path), group).model()
+        if converted.precision == "bf16":
+            model = emulated(Graph(model, converted.path))
+        optimised = opens_optimised(converted.precision)
+        with session_of(model, threads=threads, optimised=optimised) as session:
+            del model
+            energies = _energies(session, len(group), feeds)
+        del session  # before the next group's is opened
+        if energies is None:
+            raise CalibrationError(f"{reference}: no clip was fed to compare its layers on")
+        sums = np.concatenate([sums, energies])
     found = [
         LayerSqnr(
             node=name,
@@ -83,6 +83,17 @@ def layer_sqnr(
         for name, (signal, alone, behind) in zip(layers, sums, strict=True)
     ]
     return tuple(sorted(found, key=lambda layer: layer.sqnr_db))
+
+
+def _energies(session: Any, n_layers: int, feeds: Iterable[Mapping[str, Array]]) -> Array | None:
+    """Energies (layers, 3) over all feeds; None where there are none."""
+    names = [f"{kind}/{i}" for i in range(n_layers) for kind in ENERGIES]
+    sums: Array | None = None
+    for feed in feeds:
+        found = np.asarray(session.run(names, dict(feed)), np.float64)
+        found = found.reshape(n_layers, len(ENERGIES))
+        sums = found if sums is None else sums + found
+    return sums
 
 
 def decibels(signal: float, noise: float) -> float:

@@ -96,6 +96,15 @@ def test_clips_are_taken_one_at_a_time(tmp_path: Path) -> None:
         layer_sqnr(path, done, [])
 
 
+def test_layers_in_groups_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = chain(tmp_path / "a.onnx")
+    done = converted(path, tmp_path / "b.onnx", "fp16")
+    whole = layer_sqnr(path, done, feeds())
+    monkeypatch.setattr("sfn_calib.sqnr.GROUP", 2)
+    assert layer_sqnr(path, done, iter(feeds())) == whole
+    assert len(whole) > 2
+
+
 def test_nothing_converted_is_no_layer(tmp_path: Path) -> None:
     path = chain(tmp_path / "a.onnx")
     done = converted(path, tmp_path / "b.onnx", "int8", operators=("Conv",))
