@@ -311,8 +311,8 @@ def build(
     precision: PrecisionOption = "fp32",
     max_batch: Annotated[int, typer.Option(help="Frames at once, of all streams together.")] = 16,
     max_frame: Annotated[
-        str, typer.Option(help="The largest picture that comes in, height x width.")
-    ] = "1080x1920",
+        str, typer.Option(help="The largest picture that comes in, width x height.")
+    ] = "1920x1080",
     target: Annotated[
         list[str] | None,
         typer.Option(help="tensorrt-rtx: an architecture to build for without it, e.g. SM89."),

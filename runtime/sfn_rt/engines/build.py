@@ -32,9 +32,7 @@ class EngineOptions:
     max_batch: int = 16  # frames at once, of all streams together
     max_frame: tuple[int, int] = (1080, 1920)  # height, width of the pictures it resizes
     version_compatible: bool = False  # a newer TensorRT runs it too
-    strip_weights: bool = (
-        False  # without weights; they are put in from the bundle when it is opened
-    )
+    strip_weights: bool = False  # they are put in from the bundle when the engine is opened
     workspace_mb: int | None = None  # scratch memory that a layer may use; None: what there is
 
     def __post_init__(self) -> None:
@@ -97,7 +95,7 @@ def build(
     if plan is None:
         raise BackendError(_why_not(known, flavour, options, messages.said()))
     content = bytes(plan)
-    report = _report(flavour, content, messages, known)
+    report = _report(flavour, content, messages, known, options.version_compatible)
     grown = bytes(cache.serialize()) if cache is not None else None
     return Built(content, report, n_profiles, time.perf_counter() - start, grown)
 
@@ -220,10 +218,12 @@ def _monitor(trt: Any, progress: Progress | None) -> Any:
     return Monitor()
 
 
-def _report(flavour: Flavour, plan: bytes, messages: Any, known: OnnxFile) -> EngineReport:
+def _report(
+    flavour: Flavour, plan: bytes, messages: Any, known: OnnxFile, compatible: bool
+) -> EngineReport:
     if messages.layers or flavour.ahead_of_time:
         return report_of_log(messages.layers, known.nodes)
-    engine = open_engine(flavour, plan, messages)
+    engine = open_engine(flavour, plan, messages, version_compatible=compatible)
     if engine is None:
         raise BackendError(
             f"{known.path}: {flavour.title} cannot open the engine it built: {messages.said()}"

@@ -103,10 +103,10 @@ class BuildSummary:
 
 
 def parse_frame(text: str) -> tuple[int, int]:
-    """ "1080x1920" -> (1080, 1920)."""
+    """ "1920x1080" -> (1080, 1920): height and width."""
     if (match := FRAME.fullmatch(text)) is None:
-        raise InputError(f"--max-frame is height x width in pixels, e.g. 1080x1920, got {text!r}")
-    return int(match[1]), int(match[2])
+        raise InputError(f"--max-frame is width x height in pixels, e.g. 1920x1080, got {text!r}")
+    return int(match[2]), int(match[1])
 
 
 def build_engines(bundle: Path, options: BuildOptions, reports: bool = False) -> BuildSummary:

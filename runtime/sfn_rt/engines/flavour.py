@@ -79,11 +79,13 @@ def load_flavour(name: str) -> Flavour:
     return Flavour(name, module, version)
 
 
-def open_engine(flavour: Flavour, plan: bytes, messages: Any) -> Any:
+def open_engine(
+    flavour: Flavour, plan: bytes, messages: Any, *, version_compatible: bool = False
+) -> Any:
     """An engine on the current GPU; None where TensorRT refuses it, and `messages` say why."""
     runtime = flavour.module.Runtime(messages)
-    if not flavour.ahead_of_time:
-        runtime.engine_host_code_allowed = True  # a version-compatible one brings its own runtime
+    if version_compatible:
+        runtime.engine_host_code_allowed = True  # it brings its own runtime, which is host code
     return runtime.deserialize_cuda_engine(plan)
 
 

@@ -75,7 +75,8 @@ class OpenEngine:
     ) -> "OpenEngine":
         """Put a plan on the GPU, and its weights where it was built without."""
         plan = record.read_plan()
-        engine = open_engine(flavour, plan, messages)
+        compatible = bool(record.options["version_compatible"])
+        engine = open_engine(flavour, plan, messages, version_compatible=compatible)
         if engine is None:
             said = messages.said()
             if any(word in said for word in NO_MEMORY):

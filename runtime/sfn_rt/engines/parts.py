@@ -82,7 +82,7 @@ def build_command(
     if max_batch is not None:
         words.append(f"--max-batch {max_batch}")
     if max_frame is not None:
-        words.append(f"--max-frame {max_frame[0]}x{max_frame[1]}")
+        words.append(f"--max-frame {max_frame[1]}x{max_frame[0]}")
     if engines is not None:
         words.append(f"--engines {engines}")
     return f"`{' '.join(words)}`"

@@ -352,7 +352,7 @@ def test_a_camera_that_is_too_large_says_how_to_build(backend: TrtBackend) -> No
         feeds["image"] = np.zeros((1, 2160, 3840, 3), np.uint8)
         feeds["rows"] = np.zeros((feeds["rows"].shape[0], 2160), np.float32)
         feeds["columns"] = np.zeros((feeds["columns"].shape[0], 3840), np.float32)
-        with pytest.raises(InputError, match=r"takes up to .*1080, 1920.*--max-frame 2160x3840"):
+        with pytest.raises(InputError, match=r"takes up to .*1080, 1920.*--max-frame 3840x2160"):
             backend.infer("prepare", feeds)
 
 

@@ -200,7 +200,7 @@ def test_mistakes_are_one_line(
         (("--precision", "int8"), "has no precision 'int8'"),
         (("--backend", "cuda"), "--backend must be one of tensorrt, tensorrt-rtx, got 'cuda'"),
         (("--max-batch", "0"), "--max-batch must be at least 1, got 0"),
-        (("--max-frame", "1080p"), "--max-frame is height x width in pixels, e.g. 1080x1920"),
+        (("--max-frame", "1080p"), "--max-frame is width x height in pixels, e.g. 1920x1080"),
         (("--device", "1"), "no GPU 1: this machine has 1, numbered from 0"),
     ):
         assert expected in message_of(sfn_rt_build(tiny_bundle, tmp_path, *arguments))
