@@ -67,7 +67,7 @@ def measure(
     for path in paths:
         bundle = load_bundle(path)
         profile = bundle.manifest.profile
-        for precision in (FULL, *bundle.manifest.precisions):
+        for precision in (FULL, *bundle.manifest.forms, *bundle.manifest.precisions):
             able = [t for t in targets if int(t[2:]) >= OLDEST.get(precision, 0)]
             for part in engine_parts(bundle, precision):
                 if part.graph.path in seen:

@@ -95,7 +95,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         for name in asked.route or ROUTES
     }
     precisions = {
-        name: [p for p in (FULL, *s.bundle.manifest.precisions) if p in (asked.precision or [p])]
+        name: [p for p in precisions_of(s.bundle) if p in (asked.precision or [p])]
         for name, s in subjects.items()
     }
     sffms = [name for name, subject in subjects.items() if subject.sffm is not None]
@@ -208,6 +208,11 @@ def with_times(row: Row, times: list[float], floor: float | None) -> Row:
     ms = spread(times)
     figures = {} if not floor else {"over_floor": round(ms["p50"] / floor, 2)}
     return replace(row, ms=ms, floor_ms=floor, figures=figures)
+
+
+def precisions_of(bundle: Bundle) -> list[str]:
+    """Full precision, other forms of it such as "fp32-dispatch", and what was calibrated."""
+    return [FULL, *bundle.manifest.forms, *bundle.manifest.precisions]
 
 
 def settings_of(bundle: Bundle) -> NetworkSettings:

@@ -45,9 +45,13 @@ class Rates:
 
     def floor_ms(self, cost: "Cost", precision: str) -> float:
         """The least time of one part."""
-        return 1e3 * max(
-            cost.bytes(precision) / self.bandwidth, cost.flops / self.operations[precision]
-        )
+        kind = arithmetic(precision)
+        return 1e3 * max(cost.bytes(kind) / self.bandwidth, cost.flops / self.operations[kind])
+
+
+def arithmetic(precision: str) -> str:
+    """What a precision, or another form of one ("fp32-dispatch"), computes in."""
+    return precision.partition("-")[0]
 
 
 @dataclass(frozen=True)

@@ -298,9 +298,11 @@ def label(bundle: Path) -> str:
 
 
 def precisions(bundle: Path) -> list[str]:
-    """fp32, and what the bundle was calibrated for."""
+    """fp32, other forms of it such as "fp32-dispatch", and what the bundle was calibrated for."""
     manifest = pieces.read_json(bundle / "manifest.json") or {}
-    return ["fp32", *manifest.get("precisions", {})]
+    variants = {v for part in manifest.get("parts", {}).values() for v in part["files"]}
+    forms = sorted(variant for variant in variants if variant.startswith("fp32-"))
+    return ["fp32", *forms, *manifest.get("precisions", {})]
 
 
 def say(text: str) -> None:

@@ -53,6 +53,8 @@ def test_the_floor_is_the_larger_of_two(module: Module) -> None:
     rates = floor.Rates(bandwidth=1e9, operations={"fp32": 1e9, "fp16": 2e9})
     assert rates.floor_ms(floor.Cost(flops=5e6, weights=0, activations=1e6), "fp32") == 5
     assert rates.floor_ms(floor.Cost(flops=5e6, weights=4e6, activations=1e6), "fp16") == 3
+    cost = floor.Cost(flops=5e6, weights=0, activations=1e6)
+    assert rates.floor_ms(cost, "fp32-dispatch") == rates.floor_ms(cost, "fp32")
     part = floor.part_cost({"flops": 10, "weights": 7, "inputs": 2, "outputs": 3}, batch=4)
     assert part == floor.Cost(40, 7, 20)
 
