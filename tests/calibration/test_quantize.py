@@ -193,6 +193,13 @@ def test_histograms_do_not_grow_and_know_their_percentiles() -> None:
     assert 0 < histogram.entropy() <= everything.max()
 
 
+def test_a_larger_value_moves_no_count_to_another_magnitude() -> None:
+    histogram = Histogram()
+    histogram.add(np.linspace(0, 1, 20_001, dtype=np.float32))
+    histogram.add(np.array([1.5], np.float32))
+    assert histogram.percentile(50) == pytest.approx(0.5, abs=1e-3)
+
+
 def test_rules_differ_where_there_are_outliers(tmp_path: Path) -> None:
     path = chain(tmp_path / "a.onnx")
     rng = np.random.default_rng(0)
