@@ -54,6 +54,7 @@ from sfn_train.text import TextModel, default_folder  # noqa: E402
 PROFILES = {"edge": "edge", "paper": "paper_ped2"}
 PRECISIONS = ("fp16", "bf16", "int8", "fp8")
 PERIOD = 4093  # a prime: no two rows of a matrix are the same numbers in the same place
+SHIFT = 97
 TOWER = {  # InternViT-300M-448px, as InternVL2.5-1B has it
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
     "intermediate_size": 4096, "image_size": [448, 448], "patch_size": [14, 14],
@@ -174,9 +175,9 @@ def repeat_weights(module: nn.Module) -> None:
     random = torch.Generator().manual_seed(0)
     values = torch.randn(PERIOD, generator=random)
     with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(repeated(values, parameter))
+        for i, parameter in enumerate(module.parameters()):
+            if parameter.dim() > 1:  # each begins elsewhere: equal ones would be kept once
+                parameter.copy_(repeated(values.roll(SHIFT * i), parameter))
 
 
 def repeated(values: Tensor, like: Tensor) -> Tensor:
