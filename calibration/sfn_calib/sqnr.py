@@ -53,7 +53,10 @@ def layer_sqnr(
     *,
     threads: int | None = None,
 ) -> tuple[LayerSqnr, ...]:
-    """Every converted layer of a graph against fp32, worst (lowest sqnr_db) first."""
+    """Every converted layer of a graph against fp32, worst (lowest sqnr_db) first.
+
+    Sums that add a mask of -3e38 are left out: in fp32 already their energy is no number.
+    """
     graph = Graph.load(reference)
     operators = {node.name: node.op_type for node in graph.nodes}
     layers = [name for name in converted.nodes if name in operators]
@@ -81,6 +84,7 @@ def layer_sqnr(
             behind_db=decibels(signal, behind),
         )
         for name, (signal, alone, behind) in zip(layers, sums, strict=True)
+        if math.isfinite(signal)
     ]
     return tuple(sorted(found, key=lambda layer: layer.sqnr_db))
 

@@ -12,7 +12,7 @@ from sfn_calib.exceptions import CalibrationError
 from sfn_calib.ranges import Ranges, measure_ranges
 from sfn_calib.sqnr import MOST_DB, decibels, layer_sqnr
 from sfn_rt.backends.base import Array
-from small_graphs import chain, feeds_of, recipe
+from small_graphs import chain, feeds_of, node, recipe, write
 
 BITS = {"fp16": (60, 85), "bf16": (42, 60), "int8": (25, 55), "fp8": (18, 42)}  # dB of a layer
 
@@ -76,6 +76,25 @@ def test_a_clipped_layer_is_the_worst(tmp_path: Path) -> None:
     worst, other = layer_sqnr(path, done, feeds())
     assert worst.node == "y/MatMul"
     assert worst.sqnr_db < 10 < 25 < other.sqnr_db
+
+
+def test_a_mask_is_no_signal(tmp_path: Path) -> None:
+    """Attention adds -3e38 where no token is: nothing of that is noise of fp16."""
+    constants = {
+        "huge": np.float32([-1e38]),
+        "a": np.eye(16, dtype=np.float32) / 3,
+    }
+    nodes = [
+        node("Mul", ["x", "huge"], "mask"),
+        node("Add", ["x", "mask"], "masked"),
+        node("MatMul", ["x", "a"], "y"),
+        node("Softmax", ["masked"], "shares"),
+    ]
+    shapes = {"x": ["batch", 16], "y": ["batch", 16], "shares": ["batch", 16]}
+    path = write(tmp_path / "a.onnx", nodes, constants, shapes, outputs=("y", "shares"))
+    done = converted(path, tmp_path / "b.onnx", "fp16")
+    assert "masked/Add" in done.nodes
+    assert [layer.node for layer in layer_sqnr(path, done, feeds())] == ["y/MatMul"]
 
 
 def test_clips_are_taken_one_at_a_time(tmp_path: Path) -> None:
