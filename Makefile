@@ -75,7 +75,7 @@ bench: $(STAMP)  ## VIDEO=file [BUNDLE=bundle]: frames/s, end to end and by stag
 	$(call need,VIDEO,a video file or a folder of frames)
 	$(SFN_RT) bench "$(VIDEO)" $(if $(BUNDLE),--bundle "$(BUNDLE)") $(ARGS)
 
-wheelhouse: $(STAMP)  ## [SPLIT=60M] [PYTHON_VERSION=3.12] [EXTRAS=gpu,rtx]: what a GPU machine needs
+wheelhouse: $(STAMP)  ## [SPLIT=60M] [PYTHON_VERSION=3.12] [EXTRAS=gpu,cuda,rtx,trt]: what a GPU machine needs
 	$(PY) scripts/wheelhouse.py $(if $(OUT),--out "$(OUT)") $(if $(SPLIT),--split "$(SPLIT)") \
 	  $(if $(PYTHON_VERSION),--python-version "$(PYTHON_VERSION)") \
 	  $(if $(EXTRAS),--extras "$(EXTRAS)") $(if $(BUNDLE),--bundle "$(BUNDLE)") $(ARGS)
