@@ -102,9 +102,21 @@ class _Halving:
         if reason is not None:
             self.result.kept[node.name] = reason
             return nothing
-        if outputs and node.op_type not in MOVES:
-            self.result.nodes.append(node.name)
+        if node.op_type not in MOVES:
+            if outputs:
+                self.result.nodes.append(node.name)
+        elif self.moves_full(node):
+            return nothing
         return inputs, outputs
+
+    def moves_full(self, node: NodeProto) -> bool:
+        """Whether all that a node moves is float32: whoever wants it in half rounds it there.
+
+        Else a layer given back to float32 would still be fed rounded values.
+        """
+        constants = self.graph.constants
+        moved = [n for n in node.input if self.graph.is_float(n) and n not in constants]
+        return bool(moved) and all(self.type_of[name] == FLOAT for name in moved)
 
     def convert(self, node: NodeProto, slots: Slots) -> None:
         """Append a node whose values have the types it wants."""

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from sfn_calib.clips import Stretch
+from sfn_calib.convert import convert
+from sfn_calib.emulate import open_variant
 from sfn_calib.exceptions import CalibrationError
 from sfn_calib.gate import GateFigures, Pair, Protocol
 from sfn_calib.mixed import ROUNDS, Feeds, Workshop, settle
 from sfn_calib.recipe import Recipe
 from sfn_calib.watch import open_reference, read_stretch, record_feeds, watch, with_backend
 from sfn_rt.backends.base import Backend
+from sfn_rt.backends.ort import OrtBackend
 from sfn_rt.bundle import Bundle, load_bundle
 
 RECIPE = replace(Recipe.load("int8"), leave=("text", "appearance"))
@@ -133,3 +136,21 @@ def test_the_variant_sees_the_same_frames_a_little_otherwise(
     for term, values in full.terms.items():
         assert np.allclose(values, lower.terms[term], atol=0.3), term
     assert not np.array_equal(full.terms["semantic"], lower.terms["semantic"])
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_a_part_given_back_whole_is_full_precision(
+    name: str, bundle: Bundle, feeds: Feeds, tmp_path: Path
+) -> None:
+    recipe, graph = Recipe.load(name), bundle.graph("decoder")
+    done = convert(graph, tmp_path / "lower.onnx", recipe)
+    back = convert(graph, tmp_path / "back.onnx", recipe, keep=frozenset(done.nodes))
+    assert done.nodes
+    assert not back.nodes
+    with (
+        OrtBackend({"decoder": graph}, threads=1) as full,
+        open_variant({"decoder": back.path}, {"decoder": name}, threads=1) as variant,
+    ):
+        expected, actual = (b.infer("decoder", feeds["decoder"][-1]) for b in (full, variant))
+    for output, values in expected.items():
+        assert np.allclose(values, actual[output], atol=1e-5), output
