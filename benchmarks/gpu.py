@@ -28,13 +28,14 @@ from gpu_rows import EIGHT_BITS, Row, compare, select, table  # noqa: E402
 from gpu_timing import Repeats, spread, time_parts, time_streams  # noqa: E402
 from gpu_torch import read_model, torch_times, why_not  # noqa: E402
 
-from sfn_rt.backends.base import PartSpec  # noqa: E402
+from sfn_rt.backends.base import PartSpec, TensorSpec  # noqa: E402
 from sfn_rt.bundle import FULL, Bundle, load_bundle  # noqa: E402
 from sfn_rt.exceptions import SfnError  # noqa: E402
 from sfn_rt.networks import NetworkSettings  # noqa: E402
 from sfn_rt.prediction_error import VisualConfig  # noqa: E402
 
 PARTS = ("motion", "decoder")
+STEP = ("prepare", "vision", "appearance", "difference", "motion", "decoder", "measure")
 GATE = ("auc_loss",)  # figures of a precision's gate that belong beside its speed
 QUICK = Repeats(warmup=2, runs=5)
 
@@ -46,6 +47,7 @@ class Subject:
     bundle: Bundle
     costs: dict[str, Any] | None
     sffm: Path | None  # folder with dense.onnx, dispatch.onnx, size.json
+    step: Path | None  # folder with PRECISION.onnx and step.json
 
     @classmethod
     def read(cls, path: Path) -> "Subject":
@@ -53,11 +55,12 @@ class Subject:
         label = name_of(path)
         folders = (path.resolve().parents[i] / "costs" for i in (1, 2))
         counted = [f for folder in folders if (f := folder / f"{label}.json").is_file()]
-        sffm = path.parent / "sffm"
+        sffm, step = path.parent / "sffm", path.parent / "step"
         return cls(
             load_bundle(path),
             json.loads(counted[0].read_text()) if counted else count(path),
             sffm if sffm.is_dir() else None,
+            step if step.is_dir() else None,
         )
 
 
@@ -99,11 +102,16 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         for name, s in subjects.items()
     }
     sffms = [name for name, subject in subjects.items() if subject.sffm is not None]
+    steps = {
+        name: [p for p in precisions[name] if (s.step / f"{p}.onnx").is_file()]
+        for name, s in subjects.items()
+        if s.step is not None
+    }
     rates = Rates.of(gpus[0]) if gpus else None
     run = Run(
         subjects, rates, asked.engines, QUICK if asked.quick else Repeats(), size(asked.frame)
     )
-    rows = [run.row(row) for row in select(precisions, sffms, routes, why_not())]
+    rows = [run.row(row) for row in select(precisions, sffms, routes, why_not(), steps)]
     rows = compare(rows)
     return {
         "benchmark": "gpu",
@@ -136,7 +144,8 @@ class Run:
               f"{row.batch}", file=sys.stderr, flush=True)  # fmt: skip
         try:
             return {
-                "parts": self.parts, "sffm": self.sffm, "stream": self.stream, "torch": self.torch,
+                "parts": self.parts, "sffm": self.sffm, "step": self.step, "stream": self.stream,
+                "torch": self.torch,
             }[row.kind](row)  # fmt: skip
         except SfnError as error:
             return replace(row, not_run=str(error))
@@ -170,6 +179,22 @@ class Run:
         cost = sffm_cost(size, row.batch)
         floor = self.rates.floor_ms(cost, row.precision) if self.rates else None
         return with_times(row, times, floor)
+
+    def step(self, row: Row) -> Row:
+        """A frame of each stream through all graphs, in parts or fused; ring copies left out."""
+        subject = self.subjects[row.profile]
+        assert subject.step is not None
+        with ExitStack() as stack:
+            if row.mode == "fused":
+                path = subject.step / f"{row.precision}.onnx"
+                spec = read_spec(subject.step / "step.json")
+                backend = open_graph(stack, row.route, path, spec, self.engines)
+                parts = [path.stem]
+            else:
+                backend = open_route(stack, row.route, subject.bundle, row.precision, self.engines)
+                parts = [part for part in STEP if part in backend.parts]
+            times = time_parts(backend, parts, row.batch, self.repeats, self.frame)
+        return with_times(row, times, None)
 
     def stream(self, row: Row) -> Row:
         """Pictures in, scores out."""
@@ -208,6 +233,17 @@ def with_times(row: Row, times: list[float], floor: float | None) -> Row:
     ms = spread(times)
     figures = {} if not floor else {"over_floor": round(ms["p50"] / floor, 2)}
     return replace(row, ms=ms, floor_ms=floor, figures=figures)
+
+
+def read_spec(path: Path) -> PartSpec:
+    """What a fused step takes and gives."""
+    raw = json.loads(path.read_text())
+    return PartSpec(
+        *(
+            tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in raw[side])
+            for side in ("inputs", "outputs")
+        )
+    )
 
 
 def precisions_of(bundle: Bundle) -> list[str]:

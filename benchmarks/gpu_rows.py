@@ -45,12 +45,12 @@ class Row:
 
     what: str
     profile: str  # of the bundle
-    kind: str  # parts, torch, sffm, stream
+    kind: str  # parts, torch, sffm, step, stream
     route: str
     precision: str
     batch: int  # of parts; streams times frames of a step
     streams: int = 0
-    mode: str = ""  # of torch; form of an SFFM
+    mode: str = ""  # of torch; form of an SFFM; whether a step is fused
     goals: tuple[Goal, ...] = ()
     not_run: str | None = None
     ms: Mapping[str, float] | None = None
@@ -75,8 +75,11 @@ def select(
     sffms: Sequence[str],
     routes: Mapping[str, Mapping[str, Any]],
     no_torch: str | None,
+    steps: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Row]:
-    """Every row. `bundles`: profile -> its precisions; `sffms`: profiles with an SFFM apart."""
+    """Every row. `bundles`: profile -> its precisions; `sffms`: profiles with an SFFM apart;
+    `steps`: profile -> precisions in which a step is there as one graph.
+    """
     rows: list[Row] = []
     for profile, precisions in bundles.items():
         for route in routes:
@@ -85,6 +88,8 @@ def select(
             rows += _streams(profile, route, precisions, paper)
             if profile in sffms:
                 rows += _sffms(profile, route)
+            for precision in (steps or {}).get(profile, ()):
+                rows += _steps(profile, route, precision)
         rows += _torch(profile, precisions, no_torch)
     return [_refused(row, routes, bundles) for row in rows]
 
@@ -103,6 +108,15 @@ def _sffms(profile: str, route: str) -> list[Row]:
             batch=batch, mode=form, goals=goals)
         for form in ("dense", "dispatch")
         for batch in (1, 16)
+    ]  # fmt: skip
+
+
+def _steps(profile: str, route: str, precision: str) -> list[Row]:
+    return [
+        Row(what="a step", profile=profile, kind="step", route=route, precision=precision,
+            batch=streams, streams=streams, mode=mode)
+        for mode in ("in parts", "fused")
+        for streams in (1, 16)
     ]  # fmt: skip
 
 

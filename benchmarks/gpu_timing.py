@@ -46,16 +46,25 @@ def timed(work: Callable[[], None], wait: Callable[[], None], repeats: Repeats) 
 
 
 def time_parts(
-    backend: DeviceBackend, parts: Sequence[str], batch: int, repeats: Repeats
+    backend: DeviceBackend,
+    parts: Sequence[str],
+    batch: int,
+    repeats: Repeats,
+    frame: tuple[int, int] = (240, 360),
 ) -> list[float]:
-    """Milliseconds of these parts one after another, their inputs on the device already."""
+    """Milliseconds of these parts one after another, their inputs on the device already.
+
+    `frame` is height and width of a camera's pictures, for parts that take them.
+    """
+    sizes = {"height": frame[0], "width": frame[1]}
     memory = backend.memory
     random = np.random.default_rng(0)
     jobs = []
     for part in parts:
         spec = backend.parts[part]
-        feeds = {tensor.name: _empty(backend, tensor, batch) for tensor in spec.inputs}
-        wanted = {t.name: _empty(backend, t, batch) for t in spec.outputs if t.name not in UNWANTED}
+        feeds = {tensor.name: _empty(backend, tensor, batch, sizes) for tensor in spec.inputs}
+        outputs = [tensor for tensor in spec.outputs if tensor.name not in UNWANTED]
+        wanted = {tensor.name: _empty(backend, tensor, batch, sizes) for tensor in outputs}
         for buffer in feeds.values():
             memory.upload(random.standard_normal(buffer.shape).astype(buffer.dtype), buffer)
         jobs.append((part, feeds, wanted))
@@ -78,8 +87,10 @@ def time_parts(
     return times
 
 
-def _empty(backend: DeviceBackend, tensor: TensorSpec, batch: int) -> Buffer:
-    shape = tuple(batch if isinstance(axis, str) else axis for axis in tensor.shape)
+def _empty(
+    backend: DeviceBackend, tensor: TensorSpec, batch: int, sizes: Mapping[str, int]
+) -> Buffer:
+    shape = tuple(sizes.get(a, batch) if isinstance(a, str) else a for a in tensor.shape)
     return backend.memory.empty(shape, tensor.dtype)
 
 

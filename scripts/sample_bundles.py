@@ -6,7 +6,9 @@ A device that only measures needs graphs of the right size and not what they hav
 weights are one short run of random numbers again and again, each time scaled as training begins:
 the arithmetic is the same, and 1.8 GB of them compress to next to nothing.
 
-OUT gets bundle/, and sffm/, one SFFM of the model alone in both of its exported forms.
+OUT gets bundle/, and sffm/, one SFFM of the model alone in both of its exported forms. Of `edge`
+also step/, all graphs of a step fused into one in each precision: the weights of the paper's size
+twice would be too much to carry.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from sfn_calib.ranges import measure_ranges  # noqa: E402
 from sfn_calib.recipe import Recipe  # noqa: E402
 from sfn_export.build import device_graphs, trace  # noqa: E402
 from sfn_export.dispatch import exported_sffm  # noqa: E402
+from sfn_export.fuse import fuse  # noqa: E402
 from sfn_export.pack import pack  # noqa: E402
 from sfn_export.trace import export_onnx  # noqa: E402
 from sfn_rt.backends.base import PartSpec, TensorSpec  # noqa: E402
@@ -76,6 +79,8 @@ def main() -> None:
         config = settings(asked.profile, Path(work))
         make_bundle(config, asked.out / "bundle", Path(work))
         make_sffm(config, asked.out / "sffm")
+    if asked.profile == "edge":
+        make_steps(asked.out / "bundle", asked.out / "step")
     (asked.out / "model.json").write_text(
         json.dumps({"profile": config.profile, "model": vars(config.sfn)}, indent=1) + "\n"
     )
@@ -220,6 +225,16 @@ def make_sffm(config: Config, out: Path) -> None:
     size = {"tokens": n_tokens, "dim": c.dim, "rank": c.rank, "filters": c.n_filters,
             "active": c.n_active, "shared": c.n_shared}  # fmt: skip
     (out / "size.json").write_text(json.dumps(size) + "\n")
+
+
+def make_steps(bundle: Path, out: Path) -> None:
+    """PRECISION.onnx of each precision, and step.json: what they take and give."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    opened = load_bundle(bundle)
+    for precision in ("fp32", *PRECISIONS):
+        spec = fuse(opened, out / f"{precision}.onnx", precision)
+    (out / "step.json").write_text(json.dumps(asdict(spec)) + "\n")
 
 
 class TokensOnly(nn.Module):

@@ -85,12 +85,13 @@ def routes(**why: str | None) -> dict[str, dict[str, object]]:
     }
 
 
-def test_every_row_of_the_issue_is_there(module: Module) -> None:
+def test_every_row_of_the_table_is_there(module: Module) -> None:
     rows = module("gpu_rows").select(
         {"paper": ["fp32", "fp16", "fp8"], "edge": ["fp32"]},
         ["paper"],
         routes(tensorrt=None, cuda=None),
         None,
+        {"edge": ["fp32"]},
     )
     kinds = {(row.profile, row.kind, row.mode, row.streams) for row in rows}
     assert {
@@ -102,8 +103,13 @@ def test_every_row_of_the_issue_is_there(module: Module) -> None:
         ("paper", "stream", "", 1),
         ("paper", "stream", "", 16),
         ("edge", "stream", "", 16),
+        ("edge", "step", "in parts", 16),
+        ("edge", "step", "fused", 16),
     } <= kinds
-    (edge,) = {row.goals for row in rows if (row.profile, row.streams) == ("edge", 16)}
+    assert ("paper", "step", "fused", 16) not in kinds
+    (edge,) = {
+        row.goals for row in rows if (row.profile, row.kind, row.streams) == ("edge", "stream", 16)
+    }
     assert {goal.figure: goal.must for goal in edge} == {
         "uploads": 1,
         "downloads": 1,
