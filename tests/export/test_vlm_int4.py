@@ -149,6 +149,7 @@ def test_tensorrt_leaves_out_what_only_onnx_runtime_knows(bundle: Path) -> None:
     assert {Path(line.partition(":")[0]).name for line in lines} == {
         *("appearance.onnx", "motion.onnx", "decoder.onnx", "text.onnx", "vision.onnx"),
         *("projector.onnx", "language.onnx", "language.int4.onnx"),
+        *("prepare.onnx", "difference.onnx", "measure.onnx"),
     }
     done = CliRunner().invoke(app, ["rtx", str(bundle / "vlm" / "language.int4.onnx")])
     assert done.exit_code == 2  # named, so meant
