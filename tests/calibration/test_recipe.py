@@ -16,7 +16,7 @@ def test_every_precision_has_a_recipe_of_its_name() -> None:
     for name in known_recipes():
         recipe = Recipe.load(name)
         assert recipe.name == recipe.precision == name
-        points = 0.05 if name in ("fp16", "bf16") else 0.3
+        points = 0.05 if name == "fp16" else 0.3
         assert recipe.budget.auc_points == points
         assert recipe.needs_ranges == (name in ("int8", "fp8"))
         assert recipe.to_json()["budget"]["auc_points"] == points
