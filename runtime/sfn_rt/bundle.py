@@ -319,8 +319,7 @@ class Bundle:
         if precision not in manifest.precisions:
             raise BundleError(
                 f"{self.folder}: has no precision {precision!r}; it has "
-                f"{', '.join([FULL, *manifest.forms, *manifest.precisions])}; add it with "
-                f"`make calibrate BUNDLE={self.folder} DATA=... PRECISION={precision}`"
+                f"{', '.join([FULL, *manifest.forms, *manifest.precisions])}; {_way_to(precision)}"
             )
         return dict(manifest.precisions[precision].parts)
 
@@ -340,6 +339,13 @@ class Bundle:
             raise BundleError(
                 f"{path}: not a file of plain arrays ({error}); {EXPORT_AGAIN}"
             ) from error
+
+
+def _way_to(precision: str) -> str:
+    """How a bundle gets it."""
+    if precision.startswith(f"{FULL}-"):
+        return "export the run again with `--form fastest --form dispatch`"
+    return "`make calibrate DATA=... PRECISION=...` adds fp16, bf16, int8 or fp8"
 
 
 def load_bundle(path: Path, verify: bool = True) -> Bundle:

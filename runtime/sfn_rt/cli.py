@@ -389,7 +389,9 @@ def doctor(
     """Show what is installed and works, what to install, and which system a bundle holds."""
     from sfn_rt.doctor import diagnose
 
-    options = backend_options(backend, precision, engines, device) if backend else None
+    options = None
+    if backend or precision != "fp32":
+        options = backend_options(backend or "cpu", precision, engines, device)
     diagnosis = diagnose(bundle or find_bundle(), options)
     print_answer(diagnosis.text(), diagnosis.to_json(), as_json)
     if not diagnosis.can_score:

@@ -62,6 +62,12 @@ class Diagnosis:
         backend = any(state.get(name) == "works" for name in wanted)
         return backend and all(state.get(name) == "works" for name in ("video", "opencv"))
 
+    @property
+    def not_yet(self) -> str:
+        """What to say where it cannot."""
+        how = f" {self.asked}" if self.asked else ""
+        return f"This machine cannot score video{how} yet: follow the arrows above."
+
     def text(self) -> str:
         lines = [f"{name:<12}{value}" for name, value in self.machine.items()]
         lines.append("")
@@ -74,7 +80,7 @@ class Diagnosis:
             if finding.advice:
                 lines.append(f"{'':<26}-> {finding.advice}")
         lines.append("")
-        lines.append("This machine can score video." if self.can_score else NOT_YET)
+        lines.append("This machine can score video." if self.can_score else self.not_yet)
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
@@ -84,9 +90,6 @@ class Diagnosis:
             "packages": self.packages,
             "findings": [asdict(finding) for finding in self.findings],
         }
-
-
-NOT_YET = "This machine cannot score video yet: follow the arrows above."
 
 
 def diagnose(bundle: Path | None = None, backend: BackendOptions | None = None) -> Diagnosis:
@@ -107,7 +110,7 @@ def diagnose(bundle: Path | None = None, backend: BackendOptions | None = None) 
     )
     asked = None
     if backend is not None:
-        asked = f"--backend {backend.name}"
+        asked = f"on {backend.name}"
         probes += ((asked, lambda: probe_backend(asked, bundle, backend)),)
     packages = {extra: {name: installed(name) for name in names} for extra, names in EXTRAS.items()}
     return Diagnosis(
@@ -257,7 +260,8 @@ def probe_backend(name: str, path: Path | None, options: BackendOptions) -> Find
         with open_backend(load_bundle(path, verify=False), options) as backend:
             detail = f"opens {path} {options.text()}: {', '.join(backend.parts)}"
     except SfnError as error:
-        return Finding(name, "broken", str(error), "the error says what to do")
+        reason, _, advice = str(error).rpartition("; ")
+        return Finding(name, "broken", reason or advice, advice if reason else "")
     return Finding(name, "works", detail)
 
 

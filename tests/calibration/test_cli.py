@@ -125,11 +125,12 @@ def test_an_out_that_cannot_be_written_is_told_before_the_work(
         assert said in mistake(done)
 
 
-def test_a_model_that_sees_no_anomaly_has_no_gate(bundle: Path, data: Path) -> None:
-    """Random weights: nothing they say of an altered frame is worth losing."""
+def test_a_model_of_random_weights_gets_no_precision(bundle: Path, data: Path) -> None:
+    """Whether it sees the anomalies by chance or not: nothing is packed."""
     before = content(bundle)
     arguments = ("--clips", "16", "--threads", "1", "--gate-frames", "90")
-    assert "no gate can be built" in mistake(run(bundle, "--data", data, *arguments))
+    said = mistake(run(bundle, "--data", data, *arguments))
+    assert "no gate can be built" in said or "does not hold its gate" in said
     assert content(bundle) == before
 
 

@@ -398,7 +398,7 @@ def test_a_precision_is_a_variant_of_every_part(tmp_path: Path) -> None:
     bundle = load_bundle(tmp_path)
     assert bundle.graphs("int8")["decoder"] == tmp_path / "decoder.int8.onnx"
     assert bundle.graphs("int8")["text"] == bundle.graphs()["text"]
-    with pytest.raises(BundleError, match=r"no precision 'fp8'; it has fp32, int8; .*make calib"):
+    with pytest.raises(BundleError, match=r"no precision 'fp8'; it has fp32, int8; .make calib"):
         bundle.graphs("fp8")
     (tmp_path / "int8.png").unlink()
     with pytest.raises(BundleError, match=r"int8\.png is missing"):

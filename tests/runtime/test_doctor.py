@@ -115,10 +115,11 @@ def test_scoring_needs_a_backend_and_video() -> None:
 def test_a_backend_that_is_asked_for_must_open_the_bundle(tiny_bundle: Path) -> None:
     fine = diagnose(tiny_bundle, BackendOptions())
     assert fine.can_score
-    assert "--backend cpu" in fine.text()
+    assert "on cpu            works" in fine.text()
     missing = diagnose(tiny_bundle, BackendOptions(name="tensorrt"))
     assert not missing.can_score  # though the cpu could
     assert "sfn-rt[trt]" in missing.text()
+    assert "cannot score video on tensorrt yet" in missing.text()
     assert not diagnose(None, BackendOptions()).can_score
 
 

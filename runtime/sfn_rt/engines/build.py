@@ -77,6 +77,28 @@ def build(
     options = options or EngineOptions()
     known = graph if isinstance(graph, OnnxFile) else read_onnx(graph)
     _check_options(flavour, targets, options)
+    ranges = profiles or stream_profiles(options.max_batch, options.max_frame)
+    monitor = _monitor(flavour.module, progress)
+
+    def work() -> Built:
+        if not flavour.ahead_of_time:
+            from sfn_rt.backends.cuda import use_device
+
+            use_device(device)  # CUDA's choice of a GPU is a thread's own
+        return _build(known, flavour, targets, ranges, options, timings, monitor)
+
+    return _in_thread(work, monitor)
+
+
+def _build(
+    known: OnnxFile,
+    flavour: Flavour,
+    targets: Sequence[str] | None,
+    ranges: Sequence[Ranges],
+    options: EngineOptions,
+    timings: bytes | None,
+    monitor: Any,
+) -> Built:
     start = time.perf_counter()
     trt, messages = flavour.module, flavour.messages()
     builder = trt.Builder(messages)
@@ -86,12 +108,10 @@ def build(
         said = _refusals(known, parser) or messages.said()
         raise BackendError(f"{known.path}: {flavour.title} cannot parse {said}")
     config = builder.create_builder_config()
+    config.progress_monitor = monitor
     cache = _configure(flavour, config, targets, options, timings)
-    ranges = profiles or stream_profiles(options.max_batch, options.max_frame)
     n_profiles = add_profiles(builder, config, network, ranges, known.path)
-    plan = _run(
-        flavour, config, lambda: builder.build_serialized_network(network, config), device, progress
-    )
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(_why_not(known, flavour, options, messages.said()))
     content = bytes(plan)
@@ -156,36 +176,30 @@ def _configure(
     return cache
 
 
-def _run(
-    flavour: Flavour,
-    config: Any,
-    work: Callable[[], Any],
-    device: int,
-    progress: Progress | None,
-) -> Any:
-    monitor = _monitor(flavour.module, progress)
-    config.progress_monitor = monitor
-    done: list[Any] = []
+def _in_thread(work: Callable[[], Built], monitor: Any) -> Built:
+    """Do it elsewhere: a Ctrl-C in what TensorRT calls back to would be lost in its own code."""
+    done: list[Built] = []
     failed: list[BaseException] = []
+    finished = threading.Event()
 
     def in_thread() -> None:
         try:
-            if not flavour.ahead_of_time:
-                from sfn_rt.backends.cuda import use_device
-
-                use_device(device)  # CUDA's choice of a GPU is a thread's own
             done.append(work())
         except BaseException as error:
             failed.append(error)
+        finally:
+            finished.set()
 
     worker = threading.Thread(target=in_thread, name="engine builder", daemon=True)
-    worker.start()
     stopped: KeyboardInterrupt | None = None
-    while worker.is_alive():
+    worker.start()
+    # Not `join`: a Ctrl-C in it makes Python 3.11 take a thread that works on for one that ended.
+    while not finished.is_set():
         try:
-            worker.join(0.1)
+            finished.wait(0.1)
         except KeyboardInterrupt as interrupt:
             monitor.stop, stopped = True, interrupt
+    worker.join()
     if stopped is not None:
         raise stopped
     if failed:

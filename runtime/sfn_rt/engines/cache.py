@@ -27,6 +27,7 @@ from sfn_rt.sinks.files import output_errors, write_atomic
 
 RECORD_VERSION = 1
 VARIABLE = "SFN_ENGINES"
+OPTION = "--engines"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +175,11 @@ class EngineCache:
             report=built.report.to_json(),
             folder=self.folder,
         )
-        with output_errors(self.folder):
+        with output_errors(self.folder, OPTION):
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / record.plan, built.plan)
+        write_atomic(self.folder / record.plan, built.plan, OPTION)
         values = {k: v for k, v in asdict(record).items() if k != "folder"}
-        write_atomic(self.folder / f"{stem}.json", json.dumps(values, indent=1) + "\n")
+        write_atomic(self.folder / f"{stem}.json", json.dumps(values, indent=1) + "\n", OPTION)
         self._replace(record)
         return record
 

@@ -1,5 +1,7 @@
 """`sfn-rt build`: every engine that a bundle needs, built once and found from then on."""
 
+import errno
+import os
 import re
 import sys
 import time
@@ -11,11 +13,11 @@ from typing import Any, TextIO
 from sfn_rt.backends.cuda import Gpu, find_gpu
 from sfn_rt.bundle import FULL, load_bundle
 from sfn_rt.engines.build import EngineOptions, Progress, build
-from sfn_rt.engines.cache import EngineCache, Record
+from sfn_rt.engines.cache import OPTION, EngineCache, Record
 from sfn_rt.engines.flavour import Flavour, load_flavour
 from sfn_rt.engines.parts import EnginePart, engine_parts, targets_here
 from sfn_rt.exceptions import BackendError, InputError
-from sfn_rt.sinks.files import write_atomic
+from sfn_rt.sinks.files import output_errors, write_atomic
 
 REDRAW_S = 0.1
 FRAME = re.compile(r"(\d+)x(\d+)")
@@ -137,6 +139,14 @@ def build_engines(bundle: Path, options: BuildOptions, reports: bool = False) ->
     return BuildSummary(flavour.title, architectures, cache.folder, tuple(done), reports)
 
 
+def _check_folder(folder: Path) -> None:
+    """Engines take minutes: whether they can be kept is asked before they are built."""
+    with output_errors(folder, OPTION):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission", str(folder))
+
+
 def _gpu_here(flavour: Flavour, device: int) -> Gpu:
     try:
         gpu = find_gpu(device)
@@ -161,6 +171,7 @@ def _one(
     wanted = part.wanted(flavour, where, options.engine.max_batch)
     if not options.again and (found := cache.built(wanted, options.engine)) is not None:
         return BuiltEngine(found, found=True)
+    _check_folder(cache.folder)
     targets, timings = None, None
     if not isinstance(where, Gpu):
         targets = where

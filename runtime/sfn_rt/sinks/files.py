@@ -45,25 +45,28 @@ REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says while `path` is written into one OutputError."""
+def output_errors(path: Path, option: str = "--out") -> Iterator[None]:
+    """Turn what the operating system says while `path` is written into one OutputError.
+
+    `option` is the one that chose the place.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
-            reason = "no space left there; free some, or choose another --out"
+            reason = f"no space left there; free some, or choose another {option}"
         elif error.errno in REFUSED:
-            reason = "no permission to write there; change that, or choose another --out"
+            reason = f"no permission to write there; change that, or choose another {option}"
         else:
-            reason = f"{error.strerror or error}; choose another --out"
+            reason = f"{error.strerror or error}; choose another {option}"
         raise OutputError(f"cannot write {path}: {reason}") from error
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str, option: str = "--out") -> None:
     """Write one file so that a reader sees the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with output_errors(path):
+    with output_errors(path, option):
         try:
             with beside.open("wb") as file:
                 file.write(data)
