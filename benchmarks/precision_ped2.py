@@ -69,7 +69,7 @@ def measure(models: Mapping[str, Model], dataset: Dataset, video: Video) -> dict
             block = first.look(frames)
             for name, stream in streams.items():
                 rows[name] += [row.terms for row in stream.predict(block)]
-    found = {}
+    found: dict[str, Columns] = {}
     for name, terms in rows.items():
         check_length(video, len(terms))
         wanted = models[name].perception.terms

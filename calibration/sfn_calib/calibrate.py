@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfn_calib.clips import Clips, choose_clips, known_held_out
+from sfn_calib.clips import LEAST_GATE, Clips, choose_clips, known_held_out
 from sfn_calib.exceptions import CalibrationError, GateError
 from sfn_calib.faint import Known, Studio, Trials, find_trials, run_trials
 from sfn_calib.gate import GateFigures, Pair, Scoring, compare
@@ -44,6 +44,7 @@ RUN_JSON = "run.json"  # of a run folder
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 CLIPS = 64
 GATE_FRAMES = 1200
+FEW_VIDEOS = 4  # below, an interval over videos says little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,10 @@ class CalibrationOptions:
         check_fps(self.fps)
         if self.clips < 8:
             raise CalibrationError(f"--clips must be at least 8, got {self.clips}")
-        if self.gate_frames < 1:
-            raise CalibrationError(f"--gate-frames must be at least 1, got {self.gate_frames}")
+        if self.gate_frames < LEAST_GATE:
+            raise CalibrationError(
+                f"--gate-frames must be at least {LEAST_GATE}, got {self.gate_frames}"
+            )
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,8 @@ class Gate:
             f"{len(clips.calibration)} runs of clips calibrate; {clips.gate_frames} frames in "
             f"{len(clips.gate)} stretches judge, terms {', '.join(model.perception.terms)}"
         )
+        if (videos := len({stretch.video for stretch in clips.gate})) < FEW_VIDEOS:
+            say(f"note: only {videos} video(s) judge: the interval of the loss says little")
         known = known_opacities(model.bundle, clips)
         trials = find_trials(studio, model.perception, scoring, known)
         for kind, why in trials.left_out.items():

@@ -100,8 +100,8 @@ class Made:
         )
         lines.append(
             f"tokens routed otherwise: {attempt.figures.rerouted:.2%} "
-            f"(budget {budget.rerouted:.1%}); one frame weighs {attempt.figures.one_frame:.3f} "
-            f"points at most"
+            f"(budget {budget.rerouted:.1%}); one frame of a copy weighs "
+            f"{attempt.figures.one_frame:.3f} points at most"
         )
         lines.append("worst layers: " + (worst_layers(attempt.layers) or "none was converted"))
         if attempt.given_back:
