@@ -16,7 +16,7 @@ FlavourName = Literal["tensorrt", "tensorrt-rtx"]
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
 WHERE = {
-    "tensorrt": "its libraries come from NVIDIA's index",
+    "tensorrt": "its libraries come with --extra-index-url https://pypi.nvidia.com",
     "tensorrt-rtx": "Linux x86-64 and Windows",
 }
 OLDEST = {"tensorrt": (10, 1), "tensorrt-rtx": (1, 7)}  # which have all the calls made here
