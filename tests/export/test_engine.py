@@ -121,7 +121,9 @@ def test_what_is_sensitive_stays_in_fp32(
     assert raw["engines"]["text"]["shares"] == {"fp32": 1.0}
     tested = [c for c in raw["compared"] if c["precision"] == precision]
     assert {c["reference"] for c in tested} == {"PyTorch", "ONNX Runtime, fp32"}
-    assert all(c["sqnr_db"] < TOLERANCE["fp32"].min_sqnr_db for c in tested), "not lower at all"
+    # Not each of them: an output that fp16 only moves, or that stayed above it, is exact.
+    worst = min(c["sqnr_db"] for c in tested)
+    assert worst < TOLERANCE["fp32"].min_sqnr_db, "not lower at all"
 
 
 def test_a_variant_over_budget_is_refused_and_no_report_is_left(
